@@ -1,0 +1,95 @@
+# make            what there is to make
+# make experiment-montecarlo PRESET=quick WORKERS=1,2 BACKENDS=serial,processes SEED=1
+#
+# On a fresh machine this needs CPython 3.11 or newer with pip and venv. If the active environment has
+# parcompute, that one is used; otherwise .venv is made, once.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:            # two experiments at once would measure each other
+
+# Each of these, if given, becomes an option of `parcompute run`: START_METHODS=fork is --start-methods fork.
+OPTIONS := PRESET WORKERS BACKENDS SCHEDULES START_METHODS THREADS_PER_WORKER ROUNDS SEED RESULTS
+lower = $(subst _,-,$(shell echo '$(1)' | tr A-Z a-z))
+options = $(foreach o,$(OPTIONS),$(if $($(o)),--$(call lower,$(o)) '$($(o))')) $(ARGS)
+
+EXPERIMENTS := $(patsubst experiments/%.py,experiment-%,$(filter-out experiments/_%,$(wildcard experiments/*.py)))
+
+# --- the environment: $(RUN) to run experiments, $(DEV) to test and check --------------------------------
+
+PYTHON ?= $(shell for p in python3 python python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+# The active environment's python, if it has these packages.
+active = $(shell env -u PYTHONPATH python -c 'import sys; from importlib.util import find_spec; \
+	all(map(find_spec, sys.argv[1:])) and print(sys.executable)' $(1) 2>/dev/null)
+RUN := $(call active,parcompute)
+DEV := $(call active,parcompute pytest pytest_cov pytest_timeout hypothesis ruff mypy)
+BENCH := $(call active,parcompute dask distributed mpire ray)
+
+RUN_READY := $(if $(RUN),,.venv/.ready)
+DEV_READY := $(if $(DEV),,.venv/.ready-dev)
+BENCH_READY := $(if $(BENCH),,.venv/.ready-bench)
+RUN := $(or $(RUN),.venv/bin/python)
+DEV := $(or $(DEV),.venv/bin/python)
+BENCH := $(or $(BENCH),.venv/bin/python)
+
+# The code of this checkout runs, also where the environment has another version installed.
+export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
+PARCOMPUTE := $(dir $(RUN))parcompute
+
+# The mark is made last, so a set-up that was interrupted is known by .unfinished and begins anew.
+.venv/.ready .venv/.ready-dev .venv/.ready-bench: pyproject.toml
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "parcompute needs CPython 3.11 or newer, found: $(or $(PYTHON),none); pass PYTHON=/path/to/python3" >&2; exit 2; }
+	@if test -e .venv/.unfinished; then rm -rf .venv; fi
+	@echo "setting up .venv with $(PYTHON) ..."
+	@mkdir -p .venv && touch .venv/.unfinished
+	@test -x .venv/bin/pip || $(PYTHON) -m venv .venv
+	@.venv/bin/pip install --quiet --quiet --disable-pip-version-check --editable '.$(patsubst .ready-%,[%],$(filter .ready-%,$(@F)))' \
+	  || { rm .venv/.unfinished; exit 1; }   # pip takes back what it could not finish
+	@rm .venv/.unfinished && touch $@
+
+# --- experiments -------------------------------------------------------------------------------------------
+
+.PHONY: $(EXPERIMENTS) experiments figures
+$(EXPERIMENTS): experiment-%: experiments/%.py $(RUN_READY)
+	@$(PARCOMPUTE) run $< $(options)
+
+experiment-%:            ## run experiments/%.py, record it in results/, draw its figures
+	@echo "there is no experiments/$*.py; there are: $(EXPERIMENTS:experiment-%=%)" >&2; exit 2
+
+experiments: PRESET ?= quick
+experiments: $(EXPERIMENTS)   ## run all experiments, PRESET=quick unless given
+
+figures: $(RUN_READY)    ## draw all figures again from results/**/*.h5 alone
+	@find results -name '*.h5' -exec $(PARCOMPUTE) plot {} +
+
+# --- the project -------------------------------------------------------------------------------------------
+
+.PHONY: test stress coverage check bench clean help
+test: $(DEV_READY)       ## run the tests; ARGS='-k shared -x' passes through
+	@$(DEV) -m pytest $(ARGS)
+
+stress: $(DEV_READY)     ## run the tests that kill, flood and repeat for minutes
+	@$(DEV) -m pytest -m stress $(ARGS)
+
+coverage: $(DEV_READY)   ## run the tests and report what they reach, worker processes included
+	@$(DEV) -m pytest --cov $(ARGS)
+
+check: $(DEV_READY)      ## lint, formatting, types
+	@$(DEV) -m ruff check .
+	@$(DEV) -m ruff format --check .
+	@$(DEV) -m mypy
+
+bench: $(BENCH_READY)    ## measure against other engines, record and print the table; ARGS='--row 1' passes through
+	@$(BENCH) benchmarks/bench.py $(ARGS)
+
+clean:                   ## remove what tools leave behind; results/ and .venv stay
+	@rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find src tests experiments benchmarks -name __pycache__ -exec rm -rf {} +
+
+help:                    ## this list
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
+	@echo "experiments: $(EXPERIMENTS:experiment-%=%)"

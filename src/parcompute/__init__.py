@@ -1,0 +1,57 @@
+"""Scientific batch computing in Python: all cores, no copies, honest scaling curves."""
+
+import sys
+
+if sys.platform == "win32":
+    raise ImportError("parcompute needs Linux or macOS; on Windows, run it in WSL 2")
+
+from parcompute import announce
+from parcompute.backends.base import WorkerLost
+from parcompute.blocks import Block, Plan
+from parcompute.checkpoint import CheckpointError
+from parcompute.executor import Executor
+from parcompute.experiment import experiment
+from parcompute.job import KernelError
+from parcompute.losses import Losses, losses
+from parcompute.shared import SharedArray, SharedMemoryFull, share
+from parcompute.sweep import Check
+from parcompute.timeline import Timeline
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Block",
+    "Check",
+    "CheckpointError",
+    "Executor",
+    "KernelError",
+    "Losses",
+    "Plan",
+    "SharedArray",
+    "SharedMemoryFull",
+    "Timeline",
+    "WorkerLost",
+    "experiment",
+    "losses",
+    "register_joblib",
+    "share",
+]
+
+
+def register_joblib() -> None:
+    """Make ``"parcompute"`` known to joblib as the name of a backend.
+
+    ``import parcompute`` does this by itself, whether joblib is imported before it or after. Call it if something
+    else has taken the name since.
+
+    Examples
+    --------
+    >>> import joblib
+    >>> with joblib.parallel_config(backend="parcompute", n_jobs=2):
+    ...     joblib.Parallel()(joblib.delayed(abs)(n) for n in (-1, -2, -3))
+    [1, 2, 3]
+    """
+    announce.to_joblib()
+
+
+announce.to_joblib_once_imported()

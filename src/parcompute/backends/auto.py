@@ -1,0 +1,229 @@
+"""Threads where a kernel lets go of the interpreter lock, processes where it does not: found out on its first blocks.
+
+    a kernel of which nothing is known ──► one thread, two, four, … ──► all of them finish the job
+                                                   │ they take turns
+                                                   └──► what is left goes to the worker processes
+
+Every backend gives the same bits, so the choice can be left to the machine. It is remembered for the kernel.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from types import BuiltinFunctionType, CellType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from parcompute import probe, segments, shared, sources
+from parcompute.backends.base import Call, Options, Trouble, conclude, position
+from parcompute.backends.processes import Processes
+from parcompute.backends.threads import Threads, Walks
+from parcompute.job import CannotTravel, Job, Keeper
+from parcompute.schedule import WAITING
+from parcompute.timeline import Timeline
+
+# Of so many kernels the choice is remembered, of those that ran last.
+_REMEMBERED = 256
+
+# Wrappers within wrappers are told apart as deep as that; a function may refer to itself.
+_DEPTH = 3
+
+_EMPTY = CellType()  # of a variable that has no value yet
+
+_NOT_YET = probe.Verdict("threads", "the job has ended before it was clear whether it lets go of the lock", False)
+
+# Seconds per byte: to copy into shared memory that nobody has used yet, and into a segment that was kept.
+_FRESH_S, _KEPT_S = 0.6e-9, 0.1e-9
+
+_HAS_CLOCKS = hasattr(time, "pthread_getcpuclockid")
+_NO_CLOCKS = probe.Verdict("processes", "this system has no clocks of threads that tell more")
+
+
+class Auto:
+    """Threads and processes of one executor; the processes take its calls."""
+
+    def __init__(self, options: Options) -> None:
+        self._processes = Processes(options)
+        self._threads = Threads(options)
+        self._now: Threads | Processes = self._threads
+        self.n_workers, self.start_method = options.n_workers, self._processes.start_method
+        self.why = ""
+        self._known: collections.OrderedDict[Hashable, probe.Verdict | probe.Evidence] = collections.OrderedDict()
+
+    def wait_until_ready(self) -> int:
+        """Return when the last worker process is ready."""
+        return max(self._processes.wait_until_ready(), self._threads.wait_until_ready())
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Make an output in private memory: new pages of it cost less than those of shared memory."""
+        return self._threads.allocate(shape, dtype)
+
+    def reaches(self, array: npt.NDArray[Any]) -> bool:
+        """Every array: processes get an output of their own."""
+        return True
+
+    def run(self, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
+        """Compute every block once."""
+        kind = _kind_of(job.kernel)
+        known = self._known.setdefault(kind, probe.Evidence() if _HAS_CLOCKS else _NO_CLOCKS)
+        self._known.move_to_end(kind)
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        if isinstance(known, probe.Evidence):
+            verdict = known.verdict(self.n_workers, job.plan.n_blocks, _hand_over_s(job))
+            if verdict is None:
+                return self._find_out(kind, known, job, called_ns)
+        else:
+            verdict = known
+        self.why = f"on {verdict.backend}, as before: {verdict.why}"
+        if verdict.backend == "processes":
+            _move(job, np.zeros(job.plan.n_blocks, bool), self._processes)
+            self._now = self._processes
+            with contextlib.suppress(CannotTravel):  # nothing has run then, and threads can take it as it is
+                return self._processes.run(job, called_ns)
+        self._now = self._threads
+        return self._threads.run(job, called_ns)
+
+    def _find_out(
+        self, kind: Hashable, evidence: probe.Evidence, job: Job, called_ns: int
+    ) -> tuple[Timeline, tuple[Trouble, ...]]:
+        self._now = self._threads
+        with self._threads.turn():
+            walks = self._threads.walks(job)
+            verdict = self._climb(walks, evidence)
+            if verdict.lasting:
+                self._known[kind] = verdict
+            self.why = f"on {verdict.backend}: {verdict.why}"
+            if verdict.backend == "threads":
+                return self._threads.finish(walks, called_ns)
+            walks.leave()
+            while not walks.over(job.look()):
+                pass
+        if not len(walks.board.unfinished()) or (walks.failures and not job.keep_going):
+            return self._threads.finish(walks, called_ns)
+        return self._hand_over(walks, job, called_ns)
+
+    def _climb(self, walks: Walks, evidence: probe.Evidence) -> probe.Verdict:
+        """Have one thread compute, then two, four, …, until it is clear who does the rest."""
+        clocks, n_threads = probe.Clocks(self._threads.idents), 1
+        while True:
+            while len(walks) < n_threads:
+                walks.begin()
+            before, n_before = clocks.read(), walks.board.n_done
+            left_s = probe.STEP_S
+            while left_s > 0:
+                if walks.over(min(left_s, walks.job.look())):
+                    return _NOT_YET
+                left_s = before.wall_s + probe.STEP_S - time.perf_counter()
+            after, n_done = clocks.read(), walks.board.n_done
+            disturbed = probe.others_compute(n_threads)
+            evidence.add(n_threads, before, after, n_done - n_before, disturbed=disturbed)
+            n_left = walks.job.plan.n_blocks - n_done
+            if verdict := evidence.verdict(self.n_workers, n_left, _hand_over_s(walks.job)):
+                return verdict
+            if evidence.pays(n_threads):
+                n_threads = min(2 * n_threads, self.n_workers)
+
+    def _hand_over(self, walks: Walks, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
+        """Have the processes do what is left."""
+        marks, begun = walks.board.done, walks.board.take_rows()
+        _move(job, marks != WAITING, self._processes)
+        rest = replace(job, keeper=_Continued(marks, job.keeper))
+        self._now = self._processes
+        try:
+            found, troubles = self._processes.run(rest, called_ns)
+        except CannotTravel as error:
+            self._now, self.why = self._threads, f"on threads: {error}"
+            found, troubles = self._threads.run(rest, called_ns)
+        found.chunks["attempt"] += 1
+        whole = replace(found, submitted_ns=walks.submitted_ns, chunks=np.concatenate([begun, found.chunks]))
+        return whole, tuple(sorted((*conclude(job, walks.failures), *troubles), key=position))
+
+    def n_done(self) -> int:
+        """Return how many blocks of the job that runs are done."""
+        return self._now.n_done()
+
+    def submit(self, call: Call) -> None:
+        """Run a call on a worker process."""
+        self._processes.submit(call)
+
+    def pids(self) -> tuple[int, ...]:
+        """Return the process ids of the workers."""
+        return self._processes.pids()
+
+    def close(self, *, wait: bool) -> None:
+        """End the processes after the submitted calls, and the threads."""
+        try:
+            self._processes.close(wait=wait)
+        finally:
+            self._threads.close(wait=wait)
+
+    def kill(self) -> None:
+        """End the processes now."""
+        try:
+            self._processes.kill()
+        finally:
+            self._threads.kill()
+
+
+class _Continued:
+    """See `parcompute.job.Keeper`: what threads have done need not be done again."""
+
+    complete = False
+
+    def __init__(self, marks: npt.NDArray[np.uint8], keeper: Keeper | None) -> None:
+        self._marks, self._keeper = marks, keeper
+
+    def follow(self, done: npt.NDArray[np.uint8], *, late: bool = False, every_s: float | None = None) -> None:
+        """Mark what the threads have marked."""
+        done[:] = np.where(self._marks != WAITING, self._marks, done)
+        if self._keeper is not None:
+            self._keeper.follow(done, late=late, every_s=every_s)
+
+    def look(self) -> float:
+        """Have the checkpoint, if there is one, write what is due."""
+        return float("inf") if self._keeper is None else self._keeper.look()
+
+
+def _kind_of(kernel: Any, depth: int = 0) -> Any:
+    """Return what calls of the same code have in common: a lambda that is made anew each time is still the same."""
+    while isinstance(kernel, functools.partial):
+        kernel = kernel.func
+    kernel = getattr(kernel, "__func__", kernel)
+    code = getattr(kernel, "__code__", None)
+    if code is None:
+        return kernel if isinstance(kernel, (np.ufunc, BuiltinFunctionType)) else type(kernel)
+    # What a wrapper wraps makes it another kernel.
+    cells = [cell.cell_contents for cell in kernel.__closure__ or () if cell != _EMPTY]
+    return code, tuple(_kind_of(value, depth + 1) for value in cells if callable(value) and depth < _DEPTH)
+
+
+def _hand_over_s(job: Job) -> float:
+    """Return what it takes to bring inputs and outputs where processes reach them."""
+    arrays = [*job.inputs, *job.args, *job.kwargs.values(), *(job.outputs.arrays or ())]
+    return sum(
+        array.nbytes * (_KEPT_S if segments.is_kept(array.nbytes) else _FRESH_S)
+        for array in arrays
+        if isinstance(array, np.ndarray) and shared.reference(array) is None and sources.file_reference(array) is None
+    )
+
+
+def _move(job: Job, done: npt.NDArray[np.bool_], processes: Processes) -> None:
+    """Have the outputs where processes reach them, with the results of the blocks that are done."""
+    outputs = job.outputs
+    before: Sequence[npt.NDArray[Any]] | None = outputs.arrays
+    if before is None or all(map(processes.reaches, before)):
+        return
+    outputs.allocate(outputs.shape, processes.allocate)
+    edges = np.flatnonzero(np.diff(done.astype(np.int8), prepend=0, append=0))
+    for old, new in zip(before, outputs.arrays or (), strict=True):
+        for first, stop in edges.reshape(-1, 2).tolist():
+            rows = outputs.span(first, stop)
+            new[rows] = old[rows]

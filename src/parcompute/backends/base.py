@@ -1,0 +1,292 @@
+"""What every backend offers, and the one table that knows their names."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from parcompute import job as jobs
+from parcompute.job import Failure, Job, KernelError
+from parcompute.timeline import CHUNK_DTYPE, DEATH_DTYPE, WORKER_DTYPE, Timeline
+
+ENTRY_POINTS = "parcompute.backends"
+
+# Each is imported when it is asked for, so that nobody pays for an engine that is not used.
+_BACKENDS = {
+    "serial": "parcompute.backends.serial:Serial",
+    "threads": "parcompute.backends.threads:Threads",
+    "processes": "parcompute.backends.processes:Processes",
+    "auto": "parcompute.backends.auto:Auto",
+    "pool": "parcompute.backends.pool:Pool",
+    "joblib": "parcompute.backends.joblib:Joblib",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a backend is asked for; those that it cannot use do not concern it.
+
+    Attributes
+    ----------
+    n_workers : int
+        Processes or threads.
+    threads_per_worker : int
+        Threads that claim in each process.
+    start_method : str
+        ``"fork"``, ``"forkserver"`` or ``"spawn"``; empty for a backend that starts no processes itself.
+    blas_threads : int or None
+        Threads of BLAS and OpenMP in each worker process; None leaves them alone.
+    pin : bool
+        Whether each worker keeps to cores of its own.
+    retries : int
+        How many workers one block or call may cost before it is given up.
+    """
+
+    n_workers: int
+    threads_per_worker: int
+    start_method: str
+    blas_threads: int | None
+    pin: bool
+    retries: int
+
+
+class Backend(Protocol):
+    """Workers that serve one executor, one job at a time, until they are closed."""
+
+    n_workers: int
+    start_method: str
+    why: str  # what it has chosen for the last job, and for what reason; empty where it has no choice
+
+    def wait_until_ready(self) -> int:
+        """Return when every worker can begin: the stamp at which the last one could."""
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Make an output that the workers, or who stores for them, can write to."""
+
+    def reaches(self, array: npt.NDArray[Any]) -> bool:
+        """Whether they can write to this array of the caller's."""
+
+    def run(self, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
+        """Compute every block once into ``job.outputs``; return what happened, and what went wrong with which blocks.
+
+        Raises
+        ------
+        KernelError, WorkerLost
+            If a block failed or was given up, and the job does not keep going.
+        """
+
+    def n_done(self) -> int:
+        """Return how many blocks of the job that runs are done."""
+
+    def submit(self, call: Call) -> None:
+        """Run a call on one worker, some time, and settle its future."""
+
+    def pids(self) -> tuple[int, ...]:
+        """Return the process ids of the workers, by number."""
+
+    def close(self, *, wait: bool) -> None:
+        """End the workers after the submitted calls; with `wait`, return when they have ended.
+
+        It may be called again, also by several threads at once.
+        """
+
+    def kill(self) -> None:
+        """End the workers now, as far as that can be, instead or after `close`; the calls that they run raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One submitted call and the future that waits for it."""
+
+    future: Future[Any]
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run_here(self) -> None:
+        """Call in this thread, unless it was cancelled, and settle the future."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = self.function(*self.args, **self.kwargs)
+        except BaseException as error:  # the future is where the caller looks, for SystemExit too
+            self.future.set_exception(error)
+            if jobs.is_ctrl_c(error):
+                raise
+        else:
+            self.future.set_result(result)
+
+    def pickled(self) -> tuple[bytes, list[Any]] | None:
+        """Pickle it, and return that and what must live until it has arrived.
+
+        None if it cannot travel, which the future then says, as with `concurrent.futures`.
+        """
+        try:
+            return jobs.dumps((self.function, self.args, self.kwargs), "the call")
+        except Exception as error:  # whatever a __reduce__ of the caller raises
+            if self.future.set_running_or_notify_cancel():
+                self.future.set_exception(error)
+            return None
+
+
+def settle(future: Future[Any], returned: bool, pickled: bytes) -> None:
+    """Give a future what `parcompute.worker.run_call` has sent."""
+    try:
+        answer = pickle.loads(pickled)
+    except Exception as error:  # a result that cannot be rebuilt here
+        future.set_exception(error)
+        return
+    if returned:
+        future.set_result(answer)
+    else:
+        future.set_exception(answer.called())
+
+
+class WorkerLost(RuntimeError):
+    """A block, or a call, has cost so many workers that it is given up.
+
+    Attributes
+    ----------
+    block : Block or None
+        Which; None for a submitted call.
+    exitcodes : tuple of int
+        Of the workers that it has cost; minus the signal's number for a killed one.
+    """
+
+    def __init__(self, message: str, block: Any = None, exitcodes: tuple[int, ...] = ()) -> None:
+        super().__init__(message, block, exitcodes)
+        self.block, self.exitcodes = block, exitcodes
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+Trouble = KernelError | WorkerLost
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all backends, those of other packages included."""
+    return (*_BACKENDS, *(name for name in _registered() if name not in _BACKENDS))
+
+
+def _registered() -> dict[str, Any]:
+    from importlib.metadata import entry_points  # 25 ms, which only an unknown name is worth
+
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def known(name: object) -> bool:
+    """Tell whether there is a backend of that name."""
+    return name in _BACKENDS or name in _registered()
+
+
+def create(name: str, options: Options) -> Backend:
+    """Start the workers of a backend.
+
+    Raises
+    ------
+    ValueError
+        If there is no backend of that name; the message lists those there are.
+    """
+    if name in _BACKENDS:
+        module, _, attribute = _BACKENDS[name].partition(":")
+        factory = getattr(importlib.import_module(module), attribute)
+    elif known(name):
+        factory = _registered()[name].load()
+    else:
+        raise ValueError(f"backend={name!r} is unknown; pass one of {', '.join(names())}")
+    backend: Backend = factory(options)
+    return backend
+
+
+class CountsDone:
+    """For backends without a choice that keep track of a job in an object with ``n_done``, which ends with the job."""
+
+    why = ""
+
+    _running: Callable[[], Any] = staticmethod(lambda: None)
+
+    def n_done(self) -> int:
+        """Return how many blocks of the job that runs are done."""
+        running = self._running()
+        return 0 if running is None else int(running.n_done)
+
+
+class StoresHere:
+    """For backends whose results are stored by this process: any of its memory will do."""
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Make an output in private memory."""
+        return np.empty(shape, dtype)
+
+    def reaches(self, array: npt.NDArray[Any]) -> bool:
+        """Every array."""
+        return True
+
+
+def run(backend: Backend, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
+    """Have a backend compute the blocks of a job, unless a checkpoint has them all."""
+    if job.keeper is None or not job.keeper.complete:
+        return backend.run(job, called_ns)
+    now_ns = time.perf_counter_ns()
+    nobody = [(0, now_ns)] * backend.n_workers
+    return timeline(called_ns, now_ns, now_ns, np.empty(0, CHUNK_DTYPE), nobody), ()
+
+
+def timeline(
+    called_ns: int,
+    submitted_ns: int,
+    completed_ns: int,
+    rows: npt.NDArray[np.void],
+    workers: Sequence[tuple[int, int]],
+    deaths: Sequence[tuple[int, int, int, int]] = (),
+) -> Timeline:
+    """Put a timeline together.
+
+    Parameters
+    ----------
+    called_ns, submitted_ns, completed_ns : int
+        See `Timeline`.
+    rows : structured ndarray of CHUNK_DTYPE
+        What the workers have stamped.
+    workers : sequence of (int, int)
+        Process id, and when it was ready, of each worker.
+    deaths : sequence of (int, int, int, int)
+        Worker, process id, exit status and when it was noticed, of each worker that has ended.
+    """
+    table = np.array([(w, pid, ready) for w, (pid, ready) in enumerate(workers)], WORKER_DTYPE)
+    rows = rows.astype(CHUNK_DTYPE, copy=False)
+    return Timeline(called_ns, submitted_ns, completed_ns, rows, table, np.array(list(deaths), DEATH_DTYPE))
+
+
+def conclude(job: Job, failures: Sequence[Failure], lost: Sequence[WorkerLost] = ()) -> tuple[Trouble, ...]:
+    """Raise what went wrong with the lowest block, or return all of it if the job keeps going.
+
+    Parameters
+    ----------
+    job : Job
+        Which has ended.
+    failures, lost : sequence
+        Blocks that failed, and those that were given up.
+    """
+    errors: list[Trouble] = [*(failure.error() for failure in failures), *lost]
+    errors.sort(key=position)
+    if errors and (not job.keep_going or job.outputs.arrays is None or errors[0].block is None):
+        raise errors[0]
+    for error in errors:
+        if error.block is not None:
+            job.outputs.omit(error.block)
+    return tuple(errors)
+
+
+def position(error: Trouble) -> int:
+    """Return the number of the block that an error is of; -1 for one of the whole job."""
+    return -1 if error.block is None else error.block.index

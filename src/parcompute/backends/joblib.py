@@ -1,0 +1,133 @@
+"""joblib's own dispatch and memory mapping (loky), for comparison."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+import time
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from parcompute import job as jobs
+from parcompute import shared, signals, sources, worker
+from parcompute.backends import remote
+from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, WorkerLost, settle, timeline
+from parcompute.job import Job
+from parcompute.timeline import Timeline
+
+
+class Joblib(CountsDone, StoresHere):
+    """``joblib.Parallel(backend="loky")``, its workers kept for many jobs."""
+
+    def __init__(self, options: Options) -> None:
+        import joblib
+
+        self.n_workers, self.start_method = options.n_workers, ""
+        self._joblib = joblib
+        self._turn = threading.Lock()
+        self._ready_ns = 0
+        self._options = options
+
+    def _parallel(self, **more: Any) -> Any:
+        return self._joblib.Parallel(
+            n_jobs=self.n_workers, backend="loky", inner_max_num_threads=self._options.blas_threads, **more
+        )
+
+    def wait_until_ready(self) -> int:
+        """Return when every worker has run a task."""
+        if self._ready_ns:
+            return self._ready_ns
+        met: set[int] = set()
+        while len(met) < self.n_workers:
+            met.update(self._parallel()(self._joblib.delayed(_who)(i) for i in range(4 * self.n_workers)))
+        self._pids = tuple(met)
+        self._ready_ns = time.perf_counter_ns()
+        return self._ready_ns
+
+    def run(self, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
+        """Compute every block once, or raise when a worker dies."""
+        with signals.taken(self._turn), signals.at_any_line():
+            self.wait_until_ready()
+            caller = remote.Caller(job, self.allocate)
+            self._running = weakref.ref(caller)
+            # joblib maps arrays into files by itself; an open dataset it cannot send
+            job = replace(job, inputs=tuple(sources.portable(array) for array in job.inputs))
+            compute = self._joblib.delayed(remote.compute_unless)
+            stop = shared.share(np.zeros(1, np.uint8))
+            submitted_ns = time.perf_counter_ns()
+            answers = self._parallel(return_as="generator_unordered")(
+                compute(stop, job, *task) for task in list(caller.chunks())
+            )
+            try:
+                for answer in answers:
+                    caller.store(answer)
+                    if caller.failures and not job.keep_going:
+                        stop[0] = 1  # joblib warns about answers that nobody takes
+            except Exception as error:  # of joblib, of pickle, of the kernel: each is put into our words
+                raise self._translated(error, job) from error
+            troubles = caller.troubles()
+            workers = caller.workers(self.n_workers, self._ready_ns)
+            return timeline(called_ns, submitted_ns, time.perf_counter_ns(), caller.rows(), workers), troubles
+
+    def _translated(self, error: BaseException, job: Job | None = None) -> BaseException:
+        from joblib.externals.loky.process_executor import BrokenProcessPool
+
+        if isinstance(error, BrokenProcessPool):
+            self._ready_ns = 0
+            return WorkerLost(f"a worker of joblib ended: {error}")
+        if job is not None and isinstance(error, (pickle.PicklingError, TypeError)):
+            jobs.dumps(job, f"kernel {job.name}")  # names the culprit
+        return error
+
+    def submit(self, call: Call) -> None:
+        """Run a call on joblib's executor."""
+        if (travelling := call.pickled()) is None:
+            return
+        pickled, keep_alive = travelling
+        if not call.future.set_running_or_notify_cancel():
+            return
+        if not self._ready_ns:  # else no waiting for a turn: this may be the thread that takes answers of a job
+            with signals.taken(self._turn), signals.at_any_line():
+                self.wait_until_ready()  # joblib cannot take over an executor that it has not started itself
+
+        def settled(done: Any) -> None:
+            keep_alive.clear()
+            if (error := done.exception()) is not None:
+                lost = self._translated(error)
+                lost.__cause__ = error if lost is not error else error.__cause__
+                call.future.set_exception(lost)
+            else:
+                settle(call.future, *done.result())
+
+        self._executor().submit(worker.run_call, pickled).add_done_callback(settled)
+
+    def _executor(self) -> Any:
+        from joblib.externals.loky import get_reusable_executor
+
+        threads = worker.thread_limits(self._options.blas_threads)  # for the case that joblib has started none
+        return get_reusable_executor(self.n_workers, reuse=True, env=threads)
+
+    def pids(self) -> tuple[int, ...]:
+        """Return the process ids of the workers."""
+        self.wait_until_ready()
+        return self._pids
+
+    def close(self, *, wait: bool) -> None:
+        """End joblib's workers, which would otherwise stay for five idle minutes."""
+        if self._ready_ns:
+            self._executor().shutdown(wait=wait)
+        self._ready_ns = 0
+
+    def kill(self) -> None:
+        """End joblib's workers now."""
+        if self._ready_ns:
+            self._executor().shutdown(wait=True, kill_workers=True)
+        self._ready_ns = 0
+
+
+def _who(_: int) -> int:
+    return os.getpid()

@@ -1,0 +1,315 @@
+"""`multiprocessing.Pool` as its documentation shows: an initializer, unordered results, for comparison.
+
+Inputs lie in shared memory; chunks and results travel through the pool's queues. A pool hangs when one of
+its workers is killed, so the caller watches them, and raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.pool
+import os
+import pickle
+import signal
+import threading
+import time
+import weakref
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+
+from parcompute import job as jobs
+from parcompute import shared, signals, worker
+from parcompute.backends import remote
+from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, WorkerLost, settle, timeline
+from parcompute.backends.crew import ending
+from parcompute.job import Job
+from parcompute.timeline import Timeline
+
+# How often the caller looks whether all workers live.
+_LOOK_S = 0.2
+
+
+class Pool(CountsDone, StoresHere):
+    """A pool of the standard library, kept for many jobs.
+
+    Its workers ignore Ctrl-C as soon as they run; while they still start, they answer it as any interpreter does.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.n_workers, self.start_method = options.n_workers, options.start_method
+        self._context = multiprocessing.get_context(options.start_method)
+        self._initializer = partial(_initialize, options.blas_threads)
+        self._turn = threading.Lock()
+        self._pool: Any = None
+        self._n_jobs = 0
+        self._calls: set[Future[Any]] = set()
+        self._news = signals.Condition()
+        self._closing = self._ended = False
+        self._watcher: threading.Thread | None = None
+        self._open()
+
+    def _open(self) -> None:
+        with _thread_variables(self._initializer.args[0]):
+            self._pool = self._context.Pool(self.n_workers, self._initializer)
+        self._processes = list(self._pool._pool)
+        self._ready_ns = 0
+
+    def wait_until_ready(self) -> int:
+        """Return when every worker has run a task at the same time as all the others."""
+        with signals.taken(self._turn):
+            return self._all_ready()
+
+    def _all_ready(self) -> int:
+        if codes := self._deaths():  # while nobody looked
+            self._begin_anew(_lost(codes))
+        if self._ready_ns:
+            return self._ready_ns
+        met: set[int] = set()
+        while len(met) < self.n_workers:
+            try:
+                met.update(self._watched(self._pool.imap_unordered(_who, range(4 * self.n_workers))))
+            except BaseException as error:  # Ctrl-C too: tasks are left in the queues
+                self._begin_anew(error)
+                raise
+        self._ready_ns = time.perf_counter_ns()
+        return self._ready_ns
+
+    def run(self, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
+        """Compute every block once, or raise when a worker dies."""
+        with signals.taken(self._turn):
+            self._all_ready()
+            pickled, keep_alive = jobs.dumps(job, f"kernel {job.name}")
+            segment = shared.share(np.frombuffer(b"\0" + pickled, np.uint8))
+            self._n_jobs += 1
+            caller = remote.Caller(job, self.allocate)
+            self._running = weakref.ref(caller)
+            submitted_ns = time.perf_counter_ns()
+            answers = self._pool.imap_unordered(partial(_chunk, self._n_jobs, segment), list(caller.chunks()))
+            try:
+                for answer in self._watched(answers, job):
+                    caller.store(pickle.loads(answer))
+                    if caller.failures and not job.keep_going:
+                        segment[0] = 1  # the chunks that are queued answer at once
+            except BaseException as error:  # Ctrl-C too: chunks are left in the queues
+                self._begin_anew(error)
+                raise
+            troubles = caller.troubles()
+            del keep_alive
+            workers = caller.workers(self.n_workers, self._ready_ns)
+            return timeline(called_ns, submitted_ns, time.perf_counter_ns(), caller.rows(), workers), troubles
+
+    def submit(self, call: Call) -> None:
+        """Apply a call."""
+        future = call.future
+        if (travelling := call.pickled()) is None:
+            return
+        pickled, keep_alive = travelling
+        if not future.set_running_or_notify_cancel():
+            return
+
+        def settled(answer: tuple[bool, bytes]) -> None:
+            keep_alive.clear()
+            if self._forget(future):
+                settle(future, *answer)
+
+        def failed(error: BaseException) -> None:
+            if self._forget(future):
+                future.set_exception(error)
+
+        with self._news:
+            self._calls.add(future)
+            if self._watcher is None:
+                self._watcher = threading.Thread(target=self._watch_calls, name="parcompute-watch", daemon=True)
+                self._watcher.start()
+            self._news.notify_all()
+            pool = self._pool
+        try:
+            pool.apply_async(worker.run_call, (pickled,), callback=settled, error_callback=failed)
+        except ValueError as error:  # it has ended meanwhile
+            failed(error)
+
+    def _forget(self, future: Future[Any]) -> bool:
+        """Take a call off the list of those that wait; False if it was given up."""
+        with self._news:
+            waited = future in self._calls
+            self._calls.discard(future)
+            self._news.notify_all()
+        return waited
+
+    def _watch_calls(self) -> None:
+        """Give up the calls that a worker's death has lost, one of which would otherwise be waited for for ever."""
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._calls or self._closing)
+                if not self._calls:
+                    return
+                self._news.wait(_LOOK_S)
+            if self._deaths():
+                with self._turn:
+                    if codes := self._deaths():
+                        self._begin_anew(_lost(codes))
+
+    def _begin_anew(self, error: BaseException) -> None:
+        """End the pool, and with it the submitted calls, and start another."""
+        self._end()
+        with self._news:  # whoever submits from now on finds the new one
+            calls, self._calls = self._calls, set()
+            self._open()
+        for future in calls:
+            future.set_exception(error)
+
+    def _deaths(self) -> tuple[int, ...]:
+        return tuple(p.exitcode for p in self._processes if p.exitcode is not None)
+
+    def pids(self) -> tuple[int, ...]:
+        """Return the process ids of the workers."""
+        return tuple(process.pid for process in self._processes)
+
+    def close(self, *, wait: bool) -> None:
+        """End the pool after what was submitted."""
+        with self._news:
+            self._closing = True
+            self._news.notify_all()
+        if wait and self._watcher is not None:
+            signals.join(self._watcher)
+        with signals.taken(self._turn):
+            if self._ended:
+                return
+            if self._deaths() and self._pool._state != multiprocessing.pool.CLOSE:
+                self._end_for_good()
+                return
+            self._pool.close()
+            if wait and self._left():
+                self._pool.join()
+                self._let_go()
+            elif wait:
+                self._end_for_good()
+
+    def _left(self) -> bool:
+        """Wait until the workers of a closed pool have left; False if one was killed instead, maybe with a lock."""
+        for process in list(self._pool._pool):
+            while process.exitcode is None and not any(self._deaths()):
+                signals.look()
+                process.join(_LOOK_S)
+        return not any(self._deaths())
+
+    def kill(self) -> None:
+        """End the pool now."""
+        with self._news:
+            self._closing = True
+        with signals.taken(self._turn):
+            if not self._ended:
+                self._end_for_good()
+        with self._news:
+            calls, self._calls = self._calls, set()
+            self._news.notify_all()
+        for future in calls:
+            future.set_exception(WorkerLost("the pool was killed, by kill_workers or after Ctrl-C"))
+
+    def _end_for_good(self) -> None:
+        self._end()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._ended, self._pool, self._processes = True, None, []  # with their descriptors
+
+    def _watched(self, answers: Any, job: Job | None = None) -> Any:
+        """Yield the answers; raise WorkerLost instead of waiting for those of a dead worker."""
+        while True:
+            signals.look()
+            try:
+                yield answers.next(timeout=_LOOK_S)
+            except StopIteration:
+                return
+            except multiprocessing.TimeoutError:
+                if codes := self._deaths():
+                    raise _lost(codes) from None
+                if job is not None:
+                    job.look()
+
+    def _end(self) -> None:
+        """End a pool whose workers may have died holding a lock, or in the middle of a message.
+
+        `terminate` waits for such a lock, and for the rest of such a message, for ever.
+        """
+        pool = self._pool
+        pool._terminate.cancel()
+        pool._state = multiprocessing.pool.TERMINATE
+        handlers = (pool._worker_handler, pool._task_handler, pool._result_handler)
+        for handler in handlers:
+            handler._state = multiprocessing.pool.TERMINATE
+        pool._change_notifier.put(None)
+        tasks, results = pool._inqueue, pool._outqueue
+        os.set_blocking(tasks._reader.fileno(), False)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        buried = False
+        while alive := [handler for handler in handlers if handler.is_alive()]:
+            with contextlib.suppress(BlockingIOError):  # the sender of tasks may wait for room
+                while os.read(tasks._reader.fileno(), 2**16):
+                    pass
+            for process in list(pool._pool):
+                process.kill()
+            if not buried and all(process.exitcode is not None for process in list(pool._pool)):
+                buried = True
+                # The last writer has gone, so the reader of results sees the end of what was broken off.
+                os.dup2(nowhere, results._writer.fileno(), inheritable=False)
+                # Held for so long only by the dead: whoever lives here would write a few bytes to nowhere.
+                results._wlock.acquire(timeout=0.1)
+                results._wlock.release()
+            alive[0].join(0.02)
+        os.close(nowhere)
+        for process in pool._pool:  # one may have been started meanwhile in the place of another
+            process.kill()
+            process.join()
+        tasks.close()
+        results.close()
+
+
+def _lost(codes: tuple[int, ...]) -> WorkerLost:
+    return WorkerLost(
+        f"a worker of the pool ended with {ending(codes[0])}; multiprocessing.Pool loses what it was computing, so all "
+        "that it had is given up (backend='processes' goes on)",
+        None,
+        codes,
+    )
+
+
+@contextlib.contextmanager
+def _thread_variables(blas_threads: int | None) -> Any:
+    """Set the thread variables while the workers start: spawned ones read them when they load BLAS."""
+    before = {name: os.environ.get(name) for name in worker.THREAD_VARIABLES}
+    os.environ.update(worker.thread_environ(blas_threads))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _initialize(blas_threads: int | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    np.random.seed()
+    if blas_threads is not None:
+        threadpoolctl.threadpool_limits(blas_threads)
+
+
+_job: tuple[int, Job] | None = None  # of this worker process: unpickled once for all its chunks
+
+
+def _chunk(number: int, pickled: shared.SharedArray, task: tuple[int, tuple[int, ...] | None]) -> bytes:
+    global _job
+    if _job is None or _job[0] != number:
+        _job = (number, jobs.loads(pickled[1:].tobytes()))
+    return jobs.dumps_back(remote.compute_unless(pickled, _job[1], *task))
+
+
+def _who(_: int) -> int:
+    return os.getpid()

@@ -1,0 +1,158 @@
+"""Threads of this process: right for kernels that release the GIL, with no hand-over to pay."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from typing import Any
+
+from parcompute import signals
+from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, timeline
+from parcompute.job import Failure, Job
+from parcompute.outputs import Allocate
+from parcompute.schedule import Board, Pass, ThreadClaims
+from parcompute.timeline import Timeline
+from parcompute.worker import walk
+
+
+class Threads(CountsDone, StoresHere):
+    """Compute in threads that start once and claim like worker processes do."""
+
+    def __init__(self, options: Options) -> None:
+        self.n_workers, self.start_method = options.n_workers, ""
+        self._pool = ThreadPoolExecutor(options.n_workers, thread_name_prefix="parcompute")
+        self._turn = threading.Lock()
+        self._ready_ns = [0] * options.n_workers
+        self.idents = [0] * options.n_workers  # of the threads, by number
+        self._start()
+
+    def _start(self) -> None:
+        """Have the pool start all its threads: each call waits until every one of them runs one."""
+        barrier = threading.Barrier(self.n_workers + 1)
+
+        def check_in(worker: int) -> None:
+            self._ready_ns[worker] = time.perf_counter_ns()
+            self.idents[worker] = threading.get_ident()
+            barrier.wait()
+
+        for worker in range(self.n_workers):
+            self._pool.submit(check_in, worker)
+        barrier.wait()
+
+    def wait_until_ready(self) -> int:
+        """Return at once: the threads run since the start."""
+        return max(self._ready_ns)
+
+    def run(self, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
+        """Compute every block once."""
+        with self.turn():
+            return self.finish(self.walks(job), called_ns)
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Have the threads for a job."""
+        return signals.taken(self._turn)
+
+    def walks(self, job: Job) -> Walks:
+        """Return the walks of a job's pass, none of which has begun."""
+        walks = Walks(job, self.n_workers, self._pool.submit, self.allocate)
+        self._running = weakref.ref(walks.board)
+        return walks
+
+    def finish(self, walks: Walks, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
+        """Have all threads walk to the end, and return what `run` returns."""
+        while len(walks) < self.n_workers and not walks.board.stopped:
+            walks.begin()
+        while not walks.over(walks.job.look()):
+            pass
+        troubles = conclude(walks.job, walks.failures)
+        workers = [(os.getpid(), ready) for ready in self._ready_ns]
+        completed_ns = time.perf_counter_ns()
+        return timeline(called_ns, walks.submitted_ns, completed_ns, walks.board.take_rows(), workers), troubles
+
+    def submit(self, call: Call) -> None:
+        """Call in one of the threads."""
+        self._pool.submit(call.run_here)
+
+    def pids(self) -> tuple[int, ...]:
+        """Return this process, once per thread."""
+        return (os.getpid(),) * self.n_workers
+
+    def close(self, *, wait: bool) -> None:
+        """End the threads."""
+        with signals.at_any_line():
+            self._pool.shutdown(wait=wait)
+
+    def kill(self) -> None:
+        """Cancel what has not begun; threads cannot be stopped, so the others end when they are done."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Walks:
+    """The threads that compute a job: they begin one by one."""
+
+    def __init__(self, job: Job, n_workers: int, submit: Callable[..., Future[None]], allocate: Allocate) -> None:
+        self.job = job
+        self.board = Board(n_workers, job.plan.n_blocks, job.plan.n_chunks)
+        job.follow(self.board.done)
+        self.failures: list[Failure] = []
+        self._submit, self._allocate = submit, allocate
+        self._claims, self._pass = ThreadClaims(), Pass.first(job.plan)
+        self._first_known = threading.Event()  # block 0 has said what a result looks like, or never will
+        self._given_up = False
+        self._allocating = threading.Lock()
+        self._futures: list[Future[None]] = []
+        self.submitted_ns = time.perf_counter_ns()
+
+    def __len__(self) -> int:
+        return len(self._futures)
+
+    def begin(self) -> None:
+        """Have one more thread compute."""
+        self._futures.append(self._submit(self._work, len(self)))
+
+    def over(self, timeout_s: float) -> bool:
+        """Wait a while; tell whether all that have begun are at their end."""
+        try:
+            if wait(self._futures, timeout_s).not_done:
+                signals.look()
+                return False
+            for future in self._futures:
+                future.result()
+        except BaseException:  # Ctrl-C: threads cannot be killed; they leave after their block
+            self.stop()
+            raise
+        return True
+
+    def leave(self) -> None:
+        """Ask the threads to leave after the block that they compute now."""
+        self.board.stop()
+
+    def stop(self) -> None:
+        """Ask the threads to leave after the block that they compute now, whose result nobody wants."""
+        self._given_up = True
+        self.board.stop()
+        self._first_known.set()
+
+    def _work(self, worker: int) -> None:
+        keep = self.job.outputs.keep
+        walk(self.job, self._pass, self.board, self._claims, worker, self._shaped, keep, self._failed)
+
+    def _shaped(self, index: int, shape: Any) -> None:
+        if index != 0:
+            self._first_known.wait()
+        with self._allocating:
+            if self.job.outputs.arrays is None and not self._given_up:
+                self.job.outputs.allocate(shape, self._allocate)
+        self._first_known.set()
+
+    def _failed(self, failure: Failure) -> None:
+        self.failures.append(failure)
+        if not self.job.keep_going:
+            self.stop()
+        elif failure.block is None or failure.block.index == 0:
+            self._first_known.set()

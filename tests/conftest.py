@@ -1,0 +1,235 @@
+"""Every test runs with one thread per library, and fails if it leaves anything behind.
+
+*Anything* is a process, a thread, an open file descriptor, a shared-memory segment or a temporary file.
+Each test is compared with what was there before it began, so a fixture of a wider scope may keep its
+workers; it has to start them when it is set up, not at the first test.
+"""
+
+import gc
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from multiprocessing import forkserver, process, resource_tracker, util
+from pathlib import Path
+
+import hypothesis
+import psutil
+import pytest
+
+# Read by the libraries when they are loaded, so set before any test imports numpy, and inherited by workers.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+    os.environ[variable] = "1"
+os.environ["MPLBACKEND"] = "agg"
+
+# What the tests of test_stress.py do at random; repeated with the same value.
+os.environ.setdefault("PARCOMPUTE_STRESS_SEED", str(secrets.randbits(32)))
+
+from parcompute import segments  # noqa: E402  # loads numpy
+
+# A shell that starts a program in the background has it ignore Ctrl-C, and what it starts in turn.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A deadline would assert a wall-clock time; in CI the same examples run each time.
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+START_METHODS = ("fork", "forkserver", "spawn")
+
+# How long things that are on their way out may take, on a machine that is busy with other work.
+GRACE_S = 10.0
+
+SHARED_MEMORY = Path("/dev/shm")
+# Prefixes of what parcompute and the engines it drives name there; other programs use it too.
+SEGMENT_PREFIXES = ("parcompute", "psm_", "pymp-", "joblib", "loky", "sem.loky", "sem.mp-")
+
+# Command lines of programs that serve a whole process and stay until it exits, as the standard library intends.
+HELPERS = {
+    "multiprocessing.resource_tracker": "unlinks what a killed owner has left, so it has to outlive everything",
+    "multiprocessing.forkserver": "forks each worker from a clean process; one per program",
+    "loky.backend.resource_tracker": "joblib's own copy of the first",
+    "parcompute.start import _serve": "parcompute's own forkserver; one per program",
+}
+
+
+def pytest_report_header():
+    return f"PARCOMPUTE_STRESS_SEED={os.environ['PARCOMPUTE_STRESS_SEED']}"
+
+
+@pytest.fixture(params=START_METHODS)
+def start_method(request):
+    """Each way to start a worker process."""
+    return request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory):
+    """Make a temp folder that is this session's own: all that appears in it was left by a test."""
+    tmp_path_factory.getbasetemp()  # pytest keeps its folders for a look afterwards, so outside of this one
+    folder = os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="parcompute-tests-")
+    # The last thing at exit (a low priority): the forkserver's socket lies in it until then.
+    util.Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=-1000)
+    return Path(folder)
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    item.stash[FAILED] = report.failed or item.stash.get(FAILED, False)
+    return report
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request, temporary_folder):
+    """Fail a test that leaves a process, thread, descriptor, segment or temporary file behind."""
+    segments.release_kept()
+    before = Belongings.now(temporary_folder)
+    yield
+    if request.node.stash.get(FAILED, False):
+        return  # its traceback keeps what it was working on alive
+    if left := what_is_left(before, temporary_folder):
+        pytest.fail(f"the test left behind:\n{left}", pytrace=False)
+
+
+@dataclass(frozen=True)
+class Belongings:
+    """What this process and its descendants have at one moment."""
+
+    processes: frozenset[psutil.Process]
+    threads: frozenset[threading.Thread]
+    descriptors: frozenset[tuple[int, str]]
+    segments: frozenset[str]
+    files: frozenset[str]
+
+    @classmethod
+    def now(cls, folder):
+        return cls(
+            frozenset(p for p in descendants() if not is_helper(p)),
+            frozenset(threading.enumerate()),
+            frozenset(open_descriptors()),
+            frozenset(name for name in entries(SHARED_MEMORY) if name.startswith(SEGMENT_PREFIXES)),
+            frozenset(entries(folder)),
+        )
+
+    def __sub__(self, other):
+        return Belongings(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+
+    def __bool__(self):
+        return any(getattr(self, f.name) for f in fields(self))
+
+    def __str__(self):
+        things = ((f.name, sorted(map(str, getattr(self, f.name)))) for f in fields(self))
+        return "\n".join(f"    {name}: {', '.join(found)}" for name, found in things if found)
+
+
+def what_is_left(before, folder):
+    """Return what is new since `before` and does not go within the grace."""
+    if not (left := Belongings.now(folder) - before):
+        return left
+    deadline = time.monotonic() + GRACE_S
+    gc.collect()  # what hangs in a reference cycle, as every caught exception does, goes now
+    segments.release_kept()  # kept for arrays to come, within a bound, and no leak
+    while left := own_of(Belongings.now(folder) - before):
+        if (remaining := deadline - time.monotonic()) <= 0:
+            break
+        # Wakes when one of them ends; a descriptor or a file gives no such signal and is looked at again.
+        psutil.wait_procs(left.processes, timeout=min(remaining, 0.05))
+        for thread in left.threads:
+            thread.join(timeout=0.05)
+        if not (left.processes or left.threads):
+            threading.Event().wait(0.05)
+    return left
+
+
+def own_of(left):
+    """Return what is left without the segments of other programs."""
+    if not left.segments:
+        return left
+    used = inodes_used_by_others()
+    foreign = frozenset(name for name in left.segments if inode_of(name) in used)
+    return left - Belongings(*[frozenset()] * 3, foreign, frozenset())
+
+
+def descendants():
+    """Return the processes that stem from this one, orphans of killed parents included."""
+    found = set(psutil.Process().children(recursive=True))
+    for pid in psutil.pids():
+        with suppress(OSError, psutil.Error):
+            if is_orphan(process := psutil.Process(pid)):
+                found.add(process)
+    return found
+
+
+def is_orphan(process):
+    """Tell whether a process keeps this one's session although who has adopted it belongs to another."""
+    session, adopted_by = os.getsid(0), process.ppid()
+    return os.getsid(process.pid) == session and (adopted_by <= 1 or os.getsid(adopted_by) != session)
+
+
+def is_helper(process):
+    """Tell whether a process serves this whole program and stays until it exits (see `HELPERS`).
+
+    Only a child of this process can be one: what the forkserver forks has the forkserver's command line.
+    """
+    with suppress(psutil.Error):
+        command = " ".join(process.cmdline())
+        return process.ppid() == os.getpid() and any(name in command for name in HELPERS)
+    return False
+
+
+def open_descriptors():
+    """Return the open descriptors of this process, without the lines to its helpers."""
+    lines = {resource_tracker._resource_tracker._fd, forkserver._forkserver._forkserver_alive_fd}
+    if loky := sys.modules.get("joblib.externals.loky.backend.resource_tracker"):
+        lines.add(loky._resource_tracker._fd)
+    if start := sys.modules.get("parcompute.start"):
+        lines.update(start._lifeline_ends or ())
+        lines.update({start._server._end.fileno()} if start._server else ())
+    folder = Path("/proc/self/fd")
+    for name in os.listdir(folder) if folder.exists() else ():
+        if int(name) not in lines:
+            with suppress(FileNotFoundError):  # the descriptor that listed the folder
+                yield int(name), os.readlink(folder / name)
+
+
+def entries(folder):
+    """Return the names of this user's entries of a folder."""
+    with suppress(FileNotFoundError):
+        for entry in os.scandir(folder):
+            with suppress(FileNotFoundError):  # another program's, gone since
+                if entry.stat(follow_symlinks=False).st_uid == os.getuid() and not is_lasting(entry):
+                    yield entry.name
+
+
+def is_lasting(entry):
+    """Tell whether a file stays until the program exits: the forkserver's socket, and joblib's folder if empty."""
+    if entry.name.startswith("joblib_memmapping_folder_"):
+        return not os.listdir(entry)
+    return entry.path == process.current_process()._config.get("tempdir")
+
+
+def inode_of(segment):
+    """Return the inode of a segment, as text; None if it is gone."""
+    with suppress(FileNotFoundError):
+        return str((SHARED_MEMORY / segment).stat().st_ino)
+    return None
+
+
+def inodes_used_by_others():
+    """Return the inodes that programs which have nothing to do with these tests have mapped, under whatever name."""
+    own, used = {os.getpid(), *(p.pid for p in descendants())}, {None}
+    for pid in set(psutil.pids()) - own:
+        with suppress(OSError):
+            mappings = (line.split(maxsplit=5) for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
+            used.update(line[4] for line in mappings if len(line) == 6 and line[5].startswith(str(SHARED_MEMORY)))
+    return used

@@ -1,0 +1,343 @@
+"""The backend that chooses: what it sees, what it concludes, and that nothing is lost or done twice on the way."""
+
+import functools
+import os
+import threading
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+import parcompute as pc
+from parcompute import probe
+from parcompute.backends import auto
+from parcompute.probe import Evidence, Reading, Verdict
+
+X = np.random.default_rng(5).standard_normal(3_000)
+
+
+def steps(*found):
+    """Return evidence of steps, each given as (threads, CPUs kept busy, how often)."""
+    evidence = Evidence()
+    for n_threads, busy, n in found:
+        for _ in range(n):
+            evidence.add(n_threads, Reading(1.0, 2.0), Reading(1.002, 2.0 + 0.002 * busy), 10)
+    return evidence
+
+
+def choice(evidence, n_workers=2, n_left=10_000, hand_over_s=0.0):
+    verdict = evidence.verdict(n_workers, n_left, hand_over_s)
+    return verdict and verdict.backend
+
+
+# --- what is concluded -------------------------------------------------------------------------------------
+
+
+def test_nothing_is_concluded_from_one_thread_that_computes():
+    assert choice(steps((1, 1.0, 50))) is None
+
+
+def test_a_kernel_that_waits_is_for_threads():
+    assert choice(steps((1, 0.05, 1))) == "threads"
+
+
+def test_threads_that_take_turns_are_replaced_by_processes():
+    evidence = steps((1, 1.0, 1), (2, 1.02, probe.LEAST_STEPS - 1))
+    assert choice(evidence) is None
+    evidence = steps((1, 1.0, 1), (2, 1.02, probe.LEAST_STEPS))
+    assert evidence.verdict(2, 10_000, 0.0).lasting
+    assert choice(evidence) == "processes"
+
+
+def test_threads_that_all_compute_go_on_and_more_of_them_are_tried():
+    evidence = steps((1, 1.0, 1), (2, 1.9, probe.ENOUGH_STEPS))
+    assert choice(evidence, n_workers=2) == "threads"
+    assert choice(evidence, n_workers=8) is None
+    assert evidence.pays(1)
+    assert evidence.pays(2)
+
+
+def test_a_kernel_that_lets_go_half_of_the_time_is_found_out_by_more_threads():
+    evidence = steps((1, 1.0, 1), (2, 1.7, 3), (4, 2.0, probe.LEAST_STEPS))
+    assert not evidence.pays(4)
+    assert choice(evidence, n_workers=8) == "processes"
+
+
+def test_a_kernel_that_waits_and_holds_the_lock_when_it_computes_is_for_processes():
+    evidence = steps((1, 0.5, 1), (2, 0.95, 3), (4, 1.0, probe.LEAST_STEPS))
+    assert choice(evidence, n_workers=8) == "processes"
+
+
+def test_one_worker_computes_in_a_thread():
+    assert choice(Evidence(), n_workers=1) == "threads"
+
+
+def test_a_hand_over_that_takes_longer_than_it_saves_keeps_the_threads_for_this_job_only():
+    evidence = steps((1, 1.0, 1), (2, 1.0, probe.ENOUGH_STEPS))
+    verdict = evidence.verdict(2, n_left=100, hand_over_s=10.0)
+    assert (verdict.backend, verdict.lasting) == ("threads", False)
+    assert choice(evidence, n_left=10**9, hand_over_s=10.0) == "processes"
+
+
+def test_steps_that_others_disturbed_count_only_when_there_are_no_others():
+    evidence = Evidence()
+    for _ in range(probe.MOST_DROPPED):
+        evidence.add(1, Reading(0, 0), Reading(1, 1), 1, disturbed=True)
+    assert choice(evidence) is None
+    assert evidence.pays(1)
+    evidence.add(1, Reading(0, 0), Reading(1, 0.01), 1, disturbed=True)
+    assert choice(evidence) == "threads"
+
+
+# --- what is seen ------------------------------------------------------------------------------------------
+
+
+def test_the_clocks_show_the_cpu_time_of_a_thread_while_it_computes_and_of_no_other():
+    over, begun = threading.Event(), threading.Event()
+
+    def compute():
+        begun.set()
+        while not over.is_set():
+            sum(range(1000))
+
+    busy, idle = threading.Thread(target=compute), threading.Thread(target=over.wait)
+    try:
+        busy.start()
+        idle.start()
+        begun.wait()
+        both, one = probe.Clocks([busy.ident, idle.ident]), probe.Clocks([idle.ident])
+        before, before_one = both.read(), one.read()
+        while both.read().cpu_s - before.cpu_s < 0.01:
+            pass
+        assert one.read().cpu_s - before_one.cpu_s < 0.01
+    finally:
+        over.set()
+        busy.join()
+        idle.join()
+
+
+def test_others_compute_where_more_threads_are_runnable_than_the_own(monkeypatch):
+    loadavg = "0.20 0.18 0.12 4/80 11206\n"
+    monkeypatch.setattr(probe.procfs, "text", lambda path: loadavg)
+    assert probe.others_compute(2)
+    assert not probe.others_compute(3)
+    monkeypatch.setattr(probe.procfs, "text", lambda path: "")
+    assert not probe.others_compute(0)
+
+
+# --- kernels that are the same -----------------------------------------------------------------------------
+
+
+def test_a_lambda_that_is_made_again_is_the_same_kernel_and_what_it_wraps_makes_another():
+    def wrapped(function):
+        return lambda x: function(x)
+
+    def same():
+        return lambda x: x + 1
+
+    def recursive(x):
+        return recursive(x)
+
+    kind = auto._kind_of
+    assert kind(same()) == kind(same())
+    assert kind(functools.partial(same(), 1)) == kind(same())
+    assert kind(wrapped(np.sqrt)) != kind(wrapped(np.exp))
+    assert kind(wrapped(same())) == kind(wrapped(same()))
+    assert kind(np.sqrt) != kind(np.exp)
+    assert kind(len) != kind(abs)
+    hash(kind(recursive))
+
+    class Kernel:
+        def method(self, x): ...
+
+        def __call__(self, x): ...
+
+    assert kind(Kernel().method) == kind(Kernel().method)
+    assert kind(Kernel()) == kind(Kernel())
+
+
+# --- a job changes hands -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def serial():
+    with pc.Executor(backend="serial") as executor:
+        yield executor
+
+
+@pytest.fixture(scope="module")
+def kept():
+    with pc.Executor(2, backend="auto") as executor:
+        executor.wait_until_ready()
+        yield executor
+
+
+@pytest.fixture
+def changing(kept, monkeypatch):
+    """An executor whose jobs go from threads to processes as soon as a block is done."""
+    monkeypatch.setattr(probe, "STEP_S", 1e-4)
+
+    def verdict(self, n_workers, n_left, hand_over_s):
+        return Verdict("processes", "to be tested", False) if n_left < self.n_blocks else None
+
+    monkeypatch.setattr(Evidence, "verdict", verdict)
+    monkeypatch.setattr(Evidence, "n_blocks", 0, raising=False)
+
+    def with_blocks(n_blocks):
+        monkeypatch.setattr(Evidence, "n_blocks", n_blocks)
+        return kept
+
+    return with_blocks
+
+
+def slow_root(x):
+    time.sleep(0.001)  # so that no thread does all blocks before anybody looks
+    return np.sqrt(np.abs(x))
+
+
+def slow_partial(x, block):
+    time.sleep(0.001)
+    return {"sum": x.sum(), "n": block.size}
+
+
+def slow_odd(x, block):
+    time.sleep(0.001)
+    return [str(block.index)] if block.index % 2 else {block.index}
+
+
+def slow_random(block, rng):
+    time.sleep(0.001)
+    return rng.random(block.size)
+
+
+def slow_fill(x, out):
+    time.sleep(0.001)
+    np.multiply(x, 3, out=out)
+
+
+JOBS = {
+    "rows": lambda ex: ex.map_blocks(slow_root, X, block_items=30),
+    "filled": lambda ex: ex.map_blocks(slow_fill, X, block_items=30),
+    "into": lambda ex: ex.map_blocks(slow_root, X, block_items=30, out=np.zeros(len(X), np.float32)),
+    "tuples": lambda ex: ex.map_blocks(lambda x: (slow_root(x), np.ones((len(x), 2))), X, block_items=30),
+    "partials": lambda ex: ex.reduce_blocks(slow_partial, X, block_items=30),
+    "odd": lambda ex: ex.reduce_blocks(slow_odd, X, block_items=30, combine=lambda a, b: [*a, *b]),
+    "random": lambda ex: ex.map_blocks(slow_random, n_items=3_000, block_items=30, seed=3),
+}
+
+
+@pytest.mark.parametrize("schedule", ["guided", "dynamic,7", "static"])
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_that_changes_hands_has_the_same_bits(job, schedule, changing, serial):
+    executor = changing(100)
+    executor.schedule = pc.blocks.Schedule.parse(schedule)
+    expected, found = JOBS[job](serial), JOBS[job](executor)
+    if isinstance(expected, dict):
+        assert found == expected
+    else:
+        for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (expected, found)), strict=True):
+            assert np.array_equal(a, b)
+    assert executor.plan.why.endswith("on processes: to be tested")
+    assert pc.losses(executor.timeline).closes
+    assert len(set(executor.timeline.chunks["attempt"])) == 2
+
+
+def test_each_block_of_a_job_that_changes_hands_is_computed_once(changing, tmp_path):
+    path = str(tmp_path / "calls")
+
+    def kernel(block):
+        time.sleep(0.001)
+        with open(path, "ab", buffering=0) as file:
+            file.write(b"%3d%9d" % (block.index, os.getpid()))
+        return block.index
+
+    executor = changing(100)
+    assert executor.reduce_blocks(kernel, n_items=100, block_items=1) == sum(range(100))
+    with open(path, "rb") as file:
+        calls = [file.read(12) for _ in range(os.path.getsize(path) // 12)]
+    assert sorted(int(call[:3]) for call in calls) == list(range(100))
+    pids = {int(call[3:]) for call in calls}
+    assert os.getpid() in pids
+    assert pids & set(executor.worker_pids)
+
+
+def test_failures_before_and_after_the_change_are_all_listed(changing):
+    def kernel(block):
+        time.sleep(0.001)
+        if block.index in (0, 99):
+            raise ArithmeticError(str(block.index))
+        return np.full(block.size, block.index)
+
+    rows = changing(100).map_blocks(kernel, n_items=100, block_items=1, on_error="keep", dtype=int, item_shape=())
+    assert rows.tolist() == [0, *range(1, 99), 0]
+    assert [failure.block.index for failure in changing(100).failures] == [0, 99]
+    with pytest.raises(pc.KernelError, match="block 0"):
+        changing(100).map_blocks(kernel, n_items=100, block_items=1)
+
+
+def test_a_checkpoint_has_the_blocks_of_both(changing, tmp_path, serial):
+    path = tmp_path / "kept.h5"
+    found = changing(100).map_blocks(slow_root, X, block_items=30, checkpoint=path)
+    with h5py.File(path) as file:
+        assert file  # it can be read by anyone
+    again = serial.map_blocks(slow_root, X, block_items=30, checkpoint=path)
+    assert np.array_equal(found, again)
+    assert len(serial.timeline.chunks) == 0
+
+
+def test_what_is_known_of_a_kernel_is_used_at_once(monkeypatch):
+    with pc.Executor(2, backend="auto") as executor:
+        for backend in ("threads", "processes"):
+            monkeypatch.setattr(Evidence, "verdict", lambda self, *_, to=backend: Verdict(to, "it was told so"))
+            kernel = eval("lambda block: __import__('os').getpid()")  # a code of its own each time
+            for _ in range(2):
+                pids = executor.reduce_blocks(lambda block, own=kernel: {own(block)}, n_items=9, block_items=1,
+                                              combine=lambda a, b: a | b)  # fmt: skip
+                assert (pids <= {os.getpid()}) == (backend == "threads")
+                assert executor.plan.why.endswith(f"on {backend}, as before: it was told so")
+            executor._backend._known.clear()
+
+
+def test_the_choices_of_many_kernels_are_remembered_up_to_a_bound(monkeypatch):
+    monkeypatch.setattr(auto, "_REMEMBERED", 3)
+    with pc.Executor(2, backend="auto") as executor:
+        for n in range(6):
+            kernel = eval(f"lambda block: {n}")
+            assert executor.reduce_blocks(kernel, n_items=2, block_items=1) == 2 * n
+        assert len(executor._backend._known) == 3
+
+
+def test_calls_run_on_the_processes():
+    with pc.Executor(2, backend="auto") as executor:
+        assert executor.submit(os.getpid).result() in executor.worker_pids
+        assert set(executor.map(abs, range(-5, 0))) == {1, 2, 3, 4, 5}
+
+
+def test_a_kernel_that_releases_the_lock_and_one_that_holds_it_give_the_serial_bits(kept, serial):
+    def holds(x):
+        return sum(v * v for v in x.tolist())
+
+    big = np.random.default_rng(1).random(2**19)
+    for kernel, block_items in ((holds, 2_000), (np.sum, 10_000)):
+        for _ in range(3):
+            assert kept.reduce_blocks(kernel, big, block_items=block_items) == serial.reduce_blocks(
+                kernel, big, block_items=block_items
+            )
+            assert "; on " in kept.plan.why
+
+
+def test_a_kernel_that_cannot_travel_stays_with_the_threads(changing):
+    lock = threading.Lock()
+
+    def kernel(block):
+        time.sleep(0.001)
+        with lock:
+            return block.index
+
+    executor = changing(100)
+    for _ in range(2):
+        assert executor.reduce_blocks(kernel, n_items=100, block_items=1) == sum(range(100))
+        assert "on threads: kernel" in executor.plan.why
+        assert "its variable 'lock'" in executor.plan.why
+        assert pc.losses(executor.timeline).closes

@@ -1,0 +1,266 @@
+"""The command: help with examples, what it prints, the statuses it leaves with."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parcompute import __version__, cli, options, plates
+from parcompute.provenance import Provenance
+from parcompute.record import Record
+from parcompute.sweep import Configuration, Run
+from parcompute.timeline import CHUNK_DTYPE, WORKER_DTYPE, Timeline
+
+COMMANDS = sorted(cli.commands.commands)
+
+
+def call(capsys, *arguments):
+    """Run the command in this process; return its status, and what it wrote to the two streams."""
+    with pytest.raises(SystemExit) as left:
+        options.leave(cli.commands, list(map(str, arguments)))
+    out, err = capsys.readouterr()
+    return left.value.code or 0, out, err
+
+
+def one_line(err):
+    return err.startswith("parcompute: ") and err.count("\n") == 1
+
+
+def timeline(n_workers, wall_s):
+    """One chunk per worker, all of them computing for the whole run."""
+    end = 1_000 + round(wall_s * 1e9)
+    chunks, workers = np.zeros(n_workers, CHUNK_DTYPE), np.zeros(n_workers, WORKER_DTYPE)
+    chunks["chunk"] = chunks["worker"] = workers["worker"] = np.arange(n_workers)
+    chunks["started_ns"], chunks["finished_ns"], chunks["stored_ns"] = 1_000, end - 20, end - 10
+    chunks["cpu_ns"] = end - 1_100
+    return Timeline(900, 1_000, end, chunks, workers)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def open_fonts(tmp_path_factory):
+    """Let Matplotlib open its fonts: it keeps them open until the program ends."""
+    plates.save(write(tmp_path_factory.mktemp("fonts")))
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A file with six rounds of serial runs and of processes on 1, 2 and 4, of which there are 2 CPUs."""
+    return write(tmp_path)
+
+
+def write(folder):
+    provenance = Provenance(cpu_model="A64FX", usable_cpus=2, n_cores=2)
+    with Record.open(folder / "counting.h5", "counting") as file:
+        id = file.add_provenance(provenance.id, provenance.as_dict())
+        for round_ in range(6):
+            for backend, n_workers in (("serial", 1), ("processes", 1), ("processes", 2), ("processes", 4)):
+                wall_s = (8 + 0.01 * round_) / min(n_workers, 2)
+                run = Run(
+                    configuration=Configuration(backend, n_workers, 1, "guided", "", "strong", 1_000),
+                    round=round_, seed=1, block_items=100, n_chunks=n_workers, wall_s=wall_s, startup_s=0.1, cpu_s=8.0,
+                    digest="d", value=1.0, error=0.0, tolerance=0.0, verified=True, disturbed="",
+                    started_utc="2025-01-01T00:00:00.000+00:00", provenance=id, timeline=timeline(n_workers, wall_s),
+                )  # fmt: skip
+                file.append(run)
+    return file.path
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """Return what writes a script, which may change where modules are looked for."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", [*sys.argv])
+
+    def write(text):
+        path = tmp_path / "script.py"
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    return write
+
+
+# --- help --------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_the_commands(capsys):
+    status, out, err = call(capsys, "--help")
+    assert (status, err) == (0, "")
+    assert re.findall(r"^  ([a-z]+) +[A-Z]", out, re.MULTILINE) == COMMANDS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help_with_an_example(capsys, name):
+    status, out, err = call(capsys, name, "--help")
+    assert (status, err) == (0, "")
+    assert f"Example: parcompute {name} " in out
+
+
+def test_without_arguments_the_help_is_shown(capsys):
+    _, out, err = call(capsys)
+    assert "Commands:" in out + err
+
+
+def test_the_version_is_the_packages(capsys):
+    assert call(capsys, "--version")[1].split()[-1] == __version__
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("nix",), ("--nix",), ("show",), ("plot",), ("run",), ("machine", "--nix"), ("plot", "--format", "bmp", "f")],
+)
+def test_a_wrong_command_is_one_line_and_status_2(capsys, arguments):
+    status, out, err = call(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert one_line(err)
+    assert err.endswith("; see --help\n")
+
+
+# --- machine -----------------------------------------------------------------------------------------------
+
+
+def test_machine_tells_each_number_with_its_reason(capsys):
+    status, out, err = call(capsys, "machine")
+    assert (status, err) == (0, "")
+    assert re.search(r"^usable CPUs +\d+  \S", out, re.MULTILINE)
+    assert re.search(r"^memory available +[\d,.]+ MiB  \S", out, re.MULTILINE)
+
+
+def test_machine_as_json_can_be_read_by_a_program(capsys):
+    status, out, _ = call(capsys, "machine", "--json")
+    found = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert status == 0
+    assert found["cpus"]["n"] >= 1
+    assert found["cpus"]["reason"]
+
+
+# --- show and plot -----------------------------------------------------------------------------------------
+
+
+def test_show_prints_times_with_unit_interval_and_base(capsys, recorded):
+    status, out, err = call(capsys, "show", recorded)
+    assert (status, err) == (0, "")
+    assert "counting: 24 runs of 1000 items, seed 1, on A64FX (2 usable CPUs)" in out
+    assert "base: best serial, 8.025 (95 % 8–8.05) s\n" in out
+    assert re.search(r"^backend +workers +runs +time \(s\) +speed-up +efficiency \(%\)$", out, re.MULTILINE)
+    assert re.search(
+        r"^processes +2 +6 +4\.012 \(95 % 4–4\.025\) +2\.00 \(95 % .*\) +100\.0 \(95 % ", out, re.MULTILINE
+    )
+    assert re.search(r"^processes +4\* ", out, re.MULTILINE)
+    assert re.search(r"^processes: scales to 2\.00× on 2 CPUs", out, re.MULTILINE)
+
+
+def test_show_prints_each_of_several_files(capsys, recorded):
+    assert call(capsys, "show", recorded, recorded)[1].count("\nbase: best serial") == 2
+
+
+def test_show_says_that_a_file_has_no_runs(capsys, tmp_path):
+    path = tmp_path / "new.h5"
+    Record.open(path, "counting").close()
+    assert call(capsys, "show", path) == (0, f"{path}: no runs yet\n", "")
+
+
+def test_plot_draws_png_and_svg_beside_the_file(capsys, recorded):
+    status, out, err = call(capsys, "plot", recorded)
+    assert (status, err) == (0, "")
+    drawn = [Path(line) for line in out.splitlines()]
+    assert {path.suffix for path in drawn} == {".png", ".svg"}
+    assert all(path.parent == recorded.parent and path.name.startswith("counting-") for path in drawn)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn if path.suffix == ".png")
+    assert all(b"<svg" in path.read_bytes() for path in drawn if path.suffix == ".svg")
+
+
+def test_plot_draws_in_the_formats_asked_for(capsys, recorded):
+    out = call(capsys, "plot", recorded, "--format", "svg")[1]
+    assert {Path(line).suffix for line in out.splitlines()} == {".svg"}
+
+
+def test_plot_of_a_file_without_runs_is_one_line(capsys, tmp_path):
+    Record.open(tmp_path / "new.h5", "counting").close()
+    status, out, err = call(capsys, "plot", tmp_path / "new.h5")
+    assert (status, out) == (2, "")
+    assert one_line(err)
+
+
+@pytest.mark.parametrize("command", ["show", "plot"])
+@pytest.mark.parametrize("content", [None, b"", b"no HDF5", "truncated"])
+def test_a_file_that_cannot_be_read_is_one_line_with_its_name_and_status_2(capsys, recorded, command, content):
+    if content is None:
+        recorded.unlink()
+    else:
+        recorded.write_bytes(recorded.read_bytes()[:-50] if content == "truncated" else content)
+    status, out, err = call(capsys, command, recorded)
+    assert (status, out) == (2, "")
+    assert one_line(err)
+    assert str(recorded) in err
+
+
+# --- run ---------------------------------------------------------------------------------------------------
+
+
+def test_run_hands_the_arguments_to_the_script(capsys, script):
+    path = script("""
+        import sys
+        print(__name__, sys.argv)
+        sys.exit(0)
+    """)
+    status, out, err = call(capsys, "run", path, "--preset", "quick", "--help")
+    assert (status, err) == (0, "")
+    assert out == f"__main__ {[str(path), '--preset', 'quick', '--help']}\n"
+
+
+def test_run_finds_what_lies_beside_the_script(capsys, script, tmp_path):
+    (tmp_path / "lies_beside_it.py").write_text("answer = 42\n")
+    path = script("import lies_beside_it, sys; print(lies_beside_it.answer); sys.exit(0)")
+    assert call(capsys, "run", path)[:2] == (0, "42\n")
+    del sys.modules["lies_beside_it"]
+
+
+def test_run_of_a_script_that_runs_no_experiment_is_one_line(capsys, script):
+    status, out, err = call(capsys, "run", script("x = 1"))
+    assert (status, out) == (2, "")
+    assert one_line(err)
+    assert "has run no experiment; it should end with: NAME.main()" in err
+
+
+@pytest.mark.parametrize("name", ["nix.py", "."])
+def test_run_of_no_file_is_one_line(capsys, tmp_path, name):
+    status, _, err = call(capsys, "run", tmp_path / name)
+    assert status == 2
+    assert one_line(err)
+
+
+def test_run_of_a_script_with_a_mistake_shows_its_place(capsys, script):
+    status, _, err = call(capsys, "run", script("def f():\n    return 1 / 0\n\nf()"))
+    assert status == 2
+    assert "script.py" in err
+    assert "in f" in err
+    assert err.splitlines()[-1] == "parcompute: division by zero"
+
+
+def test_an_experiment_without_a_default_size_is_one_line(capsys, script):
+    status, _, err = call(capsys, "run", script("import parcompute\nparcompute.experiment(n_items={}, truth=None)"))
+    assert status == 2
+    assert one_line(err)
+
+
+def test_ctrl_c_is_status_130(capsys, script):
+    path = script("import signal; signal.raise_signal(signal.SIGINT)")
+    status, _, err = call(capsys, "run", path)
+    assert status == 130
+    assert err.strip() == "interrupted"
+
+
+def test_a_reader_that_has_left_is_no_traceback(recorded):
+    read, write = os.pipe()
+    os.close(read)
+    program = [sys.executable, "-m", "parcompute.cli", "show", str(recorded)]
+    done = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(write)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
