@@ -156,8 +156,13 @@ def set_trap(state, path, how):
     TRAPS[state](spring)
 
 
-def before(kind, name):
-    return lambda spring: wrap(kind, name, lambda original, *args: (spring(), original(*args))[1])
+def before_stamp(spring):
+    wrap_given(schedule.Board, "stamp", lambda original, *args: (spring(), original(*args))[1])
+
+
+def after_claim(spring):
+    """Spring as soon as a number has been taken from the counter."""
+    wrap(schedule.FileClaims, "below", lambda original, *args: map(lambda chunk: (chunk, spring())[0], original(*args)))
 
 
 def after(kind, name):
@@ -167,6 +172,12 @@ def after(kind, name):
 def wrap(kind, name, wrapper):
     original = getattr(kind, name)
     setattr(kind, name, lambda *args: wrapper(original, *args))
+
+
+def wrap_given(kind, name, wrapper):
+    """Wrap the function that a property gives."""
+    original = getattr(kind, name).fget
+    setattr(kind, name, property(lambda self: functools.partial(wrapper, original(self))))
 
 
 def stores(trap):
@@ -196,8 +207,8 @@ def within_a_chunk(spring):
     stored = []
     for kind in (outputs.Rows, outputs.Partials):
         wrap(kind, "store", lambda original, *args: (original(*args), stored.append(True))[0])
-    wrap(schedule.Board, "stamp", lambda original, *args: (original(*args), stored.clear())[0])
-    wrap(blocks.Plan, "block", lambda original, *args: (stored and spring(), original(*args))[1])
+    wrap_given(schedule.Board, "stamp", lambda original, *args: (original(*args), stored.clear())[0])
+    wrap_given(blocks.Plan, "block", lambda original, *args: (stored and spring(), original(*args))[1])
 
 
 def around(kind, when):
@@ -227,14 +238,14 @@ def around(kind, when):
 
 TRAPS = {
     "while it takes on the job": lambda spring: spring(),
-    "between a claim and the first line of the kernel": after(schedule.FileClaims, "take"),
+    "between a claim and the first line of the kernel": after_claim,
     "before it sends the shape": around("shape", "before"),
     "in the middle of the shape": around("shape", "middle"),
     "while it waits for the shape of the output": around("shape", "after"),
     "while it stores a result": stores(half_stored),
     "between the store and the mark": stores(after),
     "between the mark and the end of the chunk": within_a_chunk,
-    "between the last mark and the row of the chunk": before(schedule.Board, "stamp"),
+    "between the last mark and the row of the chunk": before_stamp,
     "before it says end": around("end", "before"),
     "while it says end": around("end", "middle"),
     "idle, after it has said end": around("end", "after"),
