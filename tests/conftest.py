@@ -59,6 +59,11 @@ HELPERS = {
 }
 
 
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):  # one of several processes of pytest-xdist: what others leave is not its own
+        os.setsid()
+
+
 def pytest_report_header():
     return f"PARCOMPUTE_STRESS_SEED={os.environ['PARCOMPUTE_STRESS_SEED']}"
 

@@ -754,6 +754,32 @@ def test_ctrl_c_ends_a_program_that_waits_for_calls(medium, use, tmp_path):
     assert psutil.wait_procs(family, timeout=60)[1] == []
 
 
+UNWOKEN = """
+import os, signal, threading
+import parcompute as pc
+
+def interrupt():
+    # A signal that another thread takes ends no wait of the main thread, like one that comes just before it begins.
+    begun.wait()
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+executor, begun, never = pc.Executor(1, backend="threads"), threading.Event(), threading.Event()
+threading.Thread(target=interrupt).start()
+future = executor.submit(never.wait)
+begun.set()
+try:
+    future.result()
+except KeyboardInterrupt:
+    os._exit(7)
+"""
+
+
+def test_ctrl_c_that_wakes_nobody_is_heard_all_the_same(tmp_path):
+    with started_program(UNWOKEN, STDLIB, tmp_path) as program:
+        _, error = program.communicate(timeout=60)
+    assert (program.returncode, error) == (7, "")
+
+
 # --- a worker dies -----------------------------------------------------------------------------------------
 
 

@@ -159,13 +159,30 @@ class Condition(threading.Condition):
     __exit__ = property(lambda self: self._lock.__exit__)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait as `threading.Condition` does, and have the lock afterwards, whatever happens."""
+        """Wait as `threading.Condition` does, and have the lock afterwards, whatever happens.
+
+        Without a timeout it waits in pieces: Ctrl-C in the moment before a wait begins would otherwise never be heard.
+        """
         try:
-            return super().wait(timeout)
+            return self._wait_in_pieces() if timeout is None else super().wait(timeout)
         except BaseException:
             if not self._is_owned():  # type: ignore[attr-defined]
                 self._lock.acquire()  # type: ignore[attr-defined]
             raise
+
+    def _wait_in_pieces(self) -> bool:
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiters.append(waiter)  # type: ignore[attr-defined]
+        state = self._release_save()  # type: ignore[attr-defined]
+        try:
+            while not waiter.acquire(timeout=LOOK_S):
+                pass
+        finally:
+            self._acquire_restore(state)  # type: ignore[attr-defined]
+            with contextlib.suppress(ValueError):  # who notifies takes it out
+                self._waiters.remove(waiter)  # type: ignore[attr-defined]
+        return True
 
 
 @contextlib.contextmanager
