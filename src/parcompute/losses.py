@@ -11,7 +11,7 @@ for from the call to the complete result, so the parts of all workers add up to 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -47,13 +47,13 @@ class Reference:
     cpu_ns: int
 
     @classmethod
-    def of(cls, timeline: Timeline) -> Reference:
-        """Return the reference that a serial run gives.
+    def of(cls, *timelines: Timeline) -> Reference:
+        """Return the reference that a serial run, of one job or of several, gives.
 
         Only the sums enter the ledger, so the serial run may have been cut into other chunks; it must
         have computed the same items.
         """
-        return cls(_computing_ns(timeline.chunks), timeline.cpu_ns)
+        return cls(sum(_computing_ns(t.chunks) for t in timelines), sum(t.cpu_ns for t in timelines))
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,13 +218,13 @@ class Losses:
         return "\n".join(lines)
 
 
-def losses(timeline: Timeline, reference: Reference | Timeline | None = None) -> Losses:
+def losses(timeline: Timeline | Sequence[Timeline], reference: Reference | Timeline | None = None) -> Losses:
     """Account for every core-second of a run.
 
     Parameters
     ----------
-    timeline : Timeline
-        Of the run.
+    timeline : Timeline, or sequence of Timeline
+        Of the run: of its one job, or of its jobs in their order.
     reference : Reference or Timeline, optional
         The same problem without parallelism, or the timeline of such a run. Without one, useful is the CPU
         time inside the kernels, lost_cpu the rest of the time inside them, slowdown 0.
@@ -232,7 +232,8 @@ def losses(timeline: Timeline, reference: Reference | Timeline | None = None) ->
     Raises
     ------
     ValueError
-        If a chunk names a worker that the timeline does not have, or the same worker has two rows.
+        If a chunk names a worker that the timeline does not have, the same worker has two rows, or there is no
+        job or jobs of different numbers of workers.
 
     Notes
     -----
@@ -247,6 +248,7 @@ def losses(timeline: Timeline, reference: Reference | Timeline | None = None) ->
       until that chunk begins.
     * A replacement that goes on under its predecessor's number: the time from the last stored result before
       the death to the next begin, with what was being computed, is in dispatch.
+    * The time between two jobs of a run, when the caller has the workers wait, is in the prologue of the second.
     * A chunk that was computed twice is useful once; the other time is in lost_cpu and slowdown, since the
       reference has it once.
 
@@ -261,6 +263,32 @@ def losses(timeline: Timeline, reference: Reference | Timeline | None = None) ->
     """
     if isinstance(reference, Timeline):
         reference = Reference.of(reference)
+    return _of_job(timeline, reference) if isinstance(timeline, Timeline) else _of_jobs(timeline, reference)
+
+
+def _of_jobs(timelines: Sequence[Timeline], reference: Reference | None) -> Losses:
+    if len({timeline.n_workers for timeline in timelines}) != 1:
+        raise ValueError(f"the run has jobs of {[t.n_workers for t in timelines]} workers; pass one or more of as many")
+    ledgers = [_of_job(timeline, None) for timeline in timelines]
+    parts_ns = {name: sum(ledger.parts_ns[name] for ledger in ledgers) for name in PARTS}
+    makespan_ns = timelines[-1].completed_ns - timelines[0].called_ns
+    parts_ns["prologue"] += ledgers[0].n_workers * (makespan_ns - sum(ledger.makespan_ns for ledger in ledgers))
+    if reference is not None:
+        cpu_ns = parts_ns["useful"]
+        parts_ns["useful"] = reference.wall_ns
+        parts_ns["lost_cpu"] -= reference.wall_ns - reference.cpu_ns
+        parts_ns["slowdown"] = cpu_ns - reference.cpu_ns
+    return Losses(
+        n_workers=ledgers[0].n_workers,
+        makespan_ns=makespan_ns,
+        **{f"{name}_ns": ns for name, ns in parts_ns.items()},
+        computing_ns=np.sum([ledger.computing_ns for ledger in ledgers], axis=0),
+        kernels_ns=np.concatenate([ledger.kernels_ns for ledger in ledgers]),
+        reference=reference,
+    )
+
+
+def _of_job(timeline: Timeline, reference: Reference | None) -> Losses:
     chunks, n_workers = timeline.chunks, timeline.n_workers
     by_number = timeline.workers[np.argsort(timeline.workers["worker"], kind="stable")]
     slot = _slots(by_number["worker"], chunks["worker"])

@@ -113,6 +113,57 @@ class Activity:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What the counters of the machine said of one run; -1 or NaN where they cannot be read.
+
+    Attributes
+    ----------
+    load_before, load_after : float
+        Mean number of threads that ran or waited for a CPU in the minute before, on the whole machine.
+    runnable_before, runnable_after : int
+        Threads that ran or waited for a CPU then, on the whole machine, the asking one included.
+    mhz_before, mhz_after : float
+        Mean frequency of the CPUs on which the process may run.
+    throttled_s, stolen_s : float
+        How long, meanwhile, CPU quotas stopped it, and how much of the CPUs' time the hypervisor gave to others.
+    others_s : float
+        CPU time that others had, meanwhile, on the CPUs on which the process may run, to a tick of the kernel.
+    """
+
+    load_before: float = math.nan
+    load_after: float = math.nan
+    runnable_before: int = -1
+    runnable_after: int = -1
+    mhz_before: float = math.nan
+    mhz_after: float = math.nan
+    throttled_s: float = math.nan
+    stolen_s: float = math.nan
+    others_s: float = math.nan
+
+    @classmethod
+    def between(cls, before: Activity, after: Activity) -> Counters:
+        """Return what happened between two moments."""
+        others_ns = math.nan
+        if 0 <= before.own_ns <= after.own_ns and min(before.busy_ns, after.busy_ns) >= 0:
+            others_ns = max(0, after.busy_ns - before.busy_ns - (after.own_ns - before.own_ns))
+        return cls(
+            before.load_1min,
+            after.load_1min,
+            before.n_runnable,
+            after.n_runnable,
+            before.mhz,
+            after.mhz,
+            _seconds(before.throttled_ns, after.throttled_ns),
+            _seconds(before.stolen_ns, after.stolen_ns),
+            others_ns / 1e9,
+        )
+
+
+def _seconds(before_ns: int, after_ns: int) -> float:
+    return (after_ns - before_ns) / 1e9 if min(before_ns, after_ns) >= 0 else math.nan
+
+
 def disturbances(before: Activity, after: Activity, wall_s: float, n_workers: int) -> str:
     """Say why a run was disturbed; empty where the machine was quiet.
 

@@ -6,11 +6,14 @@ order. A *run* is one timed execution of one configuration.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+import math
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from parcompute.intervals import summarise
+from parcompute.quiet import Counters
 from parcompute.timeline import Timeline
 
 # Levels that go without saying.
@@ -35,6 +38,10 @@ class Configuration:
         Whether the work is the same for every number of workers or grows with it.
     n_items : int
         Size of the index space.
+    blas_threads : int
+        Threads of BLAS and OpenMP in each worker.
+    variant : str
+        Which of the experiment's own ways to compute the same; empty where it has only one.
     """
 
     backend: str
@@ -44,6 +51,8 @@ class Configuration:
     start_method: str
     kind: str
     n_items: int
+    blas_threads: int = 1
+    variant: str = ""
 
     def __str__(self) -> str:
         return f"{self.backend} × {self.n_workers}"
@@ -52,8 +61,9 @@ class Configuration:
     def way(self) -> str:
         """The way of running: the backend, and the other factors where they are not as usual."""
         threads = f"{self.threads_per_worker} threads" if self.threads_per_worker > 1 else ""
-        others = (level for level in (self.schedule, self.start_method, threads) if level not in USUAL)
-        return " ".join((self.backend, *others))
+        blas = f"{self.blas_threads} BLAS threads" if self.blas_threads > 1 else ""
+        levels = (self.variant, self.schedule, self.start_method, threads, blas)
+        return " ".join((self.backend, *(level for level in levels if level not in USUAL)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,8 +96,10 @@ class Run:
         ISO 8601.
     provenance : str
         Id of the conditions under which it ran.
-    timeline : Timeline or None
-        Of the last job of the run; None where it was not kept.
+    counters : Counters
+        What the counters of the machine said before and after it.
+    timelines : tuple of Timeline
+        Of its jobs, in their order; empty where it had none or they were not kept.
     """
 
     configuration: Configuration
@@ -106,7 +118,13 @@ class Run:
     disturbed: str
     started_utc: str
     provenance: str
-    timeline: Timeline | None = None
+    counters: Counters = Counters()
+    timelines: tuple[Timeline, ...] = ()
+
+    @property
+    def counts(self) -> bool:
+        """Whether it may be part of a number: verified, undisturbed, with a time."""
+        return self.verified and not self.disturbed and math.isfinite(self.wall_s) and self.wall_s > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +172,21 @@ class Sweep:
     configurations : tuple of Configuration
         Each is visited once per round.
     n_rounds : int
-        Rounds that count.
+        Rounds that visit every configuration.
     seed : int
         Of the random streams, and of the order within the rounds.
+    precision : float
+        Further rounds visit the configurations whose median time is known less well: half of its 95 % interval over
+        itself. Infinite asks for none.
+    budget_s : float
+        Seconds that all runs may take, start-up included, before the further rounds end.
     """
 
     configurations: tuple[Configuration, ...]
     n_rounds: int
     seed: int
+    precision: float = math.inf
+    budget_s: float = 0.0
 
     def visits(self) -> Iterator[tuple[int, Configuration]]:
         """Yield (round, configuration) in the order in which they run.
@@ -172,11 +197,31 @@ class Sweep:
             for configuration in round_order(self.configurations, self.seed, round_ + 1):
                 yield round_, configuration
 
+    def unsettled(self, runs: Iterable[Run]) -> list[Configuration]:
+        """Return the configurations of which the runs do not tell the median time as well as is asked for.
+
+        None as soon as the budget is spent: runs that were not worth it are told as they are.
+        """
+        walls_s: dict[Configuration, list[float]] = {c: [] for c in self.configurations}
+        spent_s = 0.0
+        for run in runs:
+            spent_s += run.startup_s + run.wall_s
+            if run.counts:
+                walls_s[run.configuration].append(run.wall_s)
+        if spent_s >= self.budget_s or math.isinf(self.precision):
+            return []
+        return [c for c, times in walls_s.items() if not times or _relative_width(times) > self.precision]
+
     def visits_missing(self, done: Container[tuple[int, Configuration]]) -> list[tuple[int, Configuration]]:
         """Return the visits that are not done, with a warm-up for each configuration that has one."""
         counted = [visit for visit in self.visits() if visit[0] >= 0 and visit not in done]
         wanted = {configuration for _, configuration in counted}
         return [(r, c) for r, c in self.visits() if r < 0 and c in wanted] + counted
+
+
+def _relative_width(times: Sequence[float]) -> float:
+    median = summarise(times).median
+    return math.inf if median.is_range else (median.high - median.low) / 2 / median.value
 
 
 def worker_counts(n_cpus: int) -> tuple[int, ...]:
