@@ -15,7 +15,7 @@ from rows import Row
 from session import Sample
 from tasks import N_WORKERS
 
-from parcompute.experiment import machine_name
+from parcompute.campaign import machine_name
 from parcompute.measure import digest
 from parcompute.provenance import Provenance
 from parcompute.record import Record

@@ -204,7 +204,8 @@ def open_descriptors():
     for name in os.listdir(folder) if folder.exists() else ():
         if int(name) not in lines:
             with suppress(FileNotFoundError):  # the descriptor that listed the folder
-                yield int(name), os.readlink(folder / name)
+                if not (target := os.readlink(folder / name)).endswith(".ttf"):  # matplotlib keeps its fonts open
+                    yield int(name), target
 
 
 def entries(folder):

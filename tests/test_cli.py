@@ -65,7 +65,8 @@ def write(folder):
                     configuration=Configuration(backend, n_workers, 1, "guided", "", "strong", 1_000),
                     round=round_, seed=1, block_items=100, n_chunks=n_workers, wall_s=wall_s, startup_s=0.1, cpu_s=8.0,
                     digest="d", value=1.0, error=0.0, tolerance=0.0, verified=True, disturbed="",
-                    started_utc="2025-01-01T00:00:00.000+00:00", provenance=id, timeline=timeline(n_workers, wall_s),
+                    started_utc="2025-01-01T00:00:00.000+00:00", provenance=id,
+                    timelines=(timeline(n_workers, wall_s),),
                 )  # fmt: skip
                 file.append(run)
     return file.path

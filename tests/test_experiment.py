@@ -19,7 +19,7 @@ import pytest
 
 import parcompute as pc
 from parcompute import machine, measure, plates, record
-from parcompute.experiment import Choice, machine_name, sweep_of
+from parcompute.campaign import Choice, machine_name, sweep_of
 
 PARCOMPUTE = Path(sys.executable).with_name("parcompute")
 TIMEOUT_S = 120
@@ -119,7 +119,7 @@ def run_here(experiment, folder, *arguments, backends="serial,threads", workers=
 
 def test_an_experiment_has_the_name_of_its_function_and_asks_the_first_line_of_its_module(experiment):
     assert (experiment.name, experiment.question) == ("counting", "How many are there? Ones, counted.")
-    assert experiment.n_items == {"quick": 4_000, "default": 8_000}
+    assert experiment.sizes == {"quick": (4_000,), "default": (8_000,)}
 
 
 def test_an_experiment_can_be_called_like_its_function(experiment):
@@ -143,16 +143,21 @@ def choice(**levels):
         "backends": ("serial", "processes", "threads"),
         "schedules": ("guided",),
         "start_methods": ("fork", "spawn"),
+        "variants": (),
+        "blas_threads": (1,),
+        "scaling": "strong",
         "threads_per_worker": 1,
         "rounds": 6,
         "seed": 1,
+        "precision": 0.02,
+        "budget": None,
         "results": None,
     }
     return Choice(**(usual | levels))
 
 
 def test_serial_has_one_worker_and_only_processes_have_a_start_method():
-    swept = {(c.backend, c.n_workers, c.start_method) for c in sweep_of(choice(), 100, n_cpus=2).configurations}
+    swept = {(c.backend, c.n_workers, c.start_method) for c in sweep_of(choice(), [100], n_cpus=2).configurations}
     assert swept == {
         ("serial", 1, ""),
         *(("processes", n, method) for n in (1, 2) for method in ("fork", "spawn")),
@@ -162,10 +167,33 @@ def test_serial_has_one_worker_and_only_processes_have_a_start_method():
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_left_to_itself_a_sweep_keeps_no_more_workers_than_there_are_cpus(threads):
-    swept = sweep_of(choice(backends=("processes",), threads_per_worker=threads), 100, n_cpus=4).configurations
+    chosen = choice(backends=("processes",), threads_per_worker=threads)
+    serial, *swept = sweep_of(chosen, [100], n_cpus=4).configurations
+    assert serial.backend == "serial"
     assert {c.threads_per_worker for c in swept} == {threads}
     assert all(c.n_workers % threads == 0 for c in swept)
     assert max(c.n_workers for c in swept) == max(threads, 4 - 4 % threads)
+
+
+def test_both_bases_are_always_there():
+    swept = sweep_of(choice(backends=("threads",), workers=(3,)), [100], n_cpus=4).configurations
+    assert [(c.backend, c.n_workers) for c in swept] == [("serial", 1), ("threads", 1), ("threads", 3)]
+
+
+def test_weak_scaling_grows_the_work_with_the_workers():
+    for scaling, kinds in {"weak": {"weak"}, "both": {"strong", "weak"}}.items():
+        serial, *swept = sweep_of(choice(backends=("threads",), scaling=scaling), [100], n_cpus=4).configurations
+        assert (serial.kind, serial.n_items) == ("strong", 100)
+        assert {c.kind for c in swept} == kinds
+        assert {c.n_items // c.n_workers for c in swept if c.kind == "weak"} == {100}
+
+
+def test_each_level_is_combined_with_each_and_the_serial_backend_runs_once_per_variant():
+    levels = {"variants": ("copied", "shared"), "schedules": ("static", "guided"), "blas_threads": (1, 2)}
+    swept = sweep_of(choice(backends=("threads",), workers=(1,), **levels), [10, 20], n_cpus=2).configurations
+    assert sum(c.backend == "threads" for c in swept) == 2 * 2 * 2 * 2
+    assert sum(c.backend == "serial" for c in swept) == 2 * 2 * 2
+    assert len(set(swept)) == len(swept)
 
 
 # --- recording and continuing ------------------------------------------------------------------------------
@@ -178,7 +206,7 @@ def test_a_script_and_the_command_record_the_same_and_each_continues_the_other(s
         status, out, err = command(*how, script, *SMALL, "--results", folder)
         assert (status, err) == (0, "")
         assert visits(path) == ALL_OF_SMALL
-        assert all(run.verified and run.timeline for run in record.read(path, timelines=True).runs)
+        assert all(run.verified and run.timelines for run in record.read(path, timelines=True).runs)
         assert out.startswith("How many are there? Ones, counted.\n4,000 items, seed 1; serial, processes on 1, 2 of ")
         assert len(re.findall(r"^round \d.*verified", out, re.MULTILINE)) == 6
         assert "\x1b" not in out  # plain lines where there is no terminal
@@ -254,14 +282,15 @@ def test_changed_code_begins_anew_and_says_why(experiment, script, tmp_path, cap
 
 def test_figures_are_drawn_of_the_study_that_was_asked_for(experiment, tmp_path, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(plates, "save", lambda path, **of: asked.append(of) or [path.with_name("counting-speedup.png")])
+    name = "counting-speedup.png"
+    monkeypatch.setattr(plates, "save_study", lambda study, path: asked.append(study) or [path.with_name(name)])
     run_here(experiment, tmp_path, "--seed", "2")
-    assert [(of["seed"], of["n_items"]) for of in asked] == [(2, 4_000)]
+    assert [(study.seed, study.n_items) for study in asked] == [(2, 4_000)]
     assert capsys.readouterr().out.endswith(f"\n{tmp_path}/counting.h5\n{tmp_path}/counting-speedup.png\n")
 
 
 def test_nothing_is_drawn_of_a_study_in_which_nothing_can_be_compared(experiment, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plates, "save", lambda path, **of: pytest.fail("drawn"))
+    monkeypatch.setattr(plates, "save_study", lambda *of: pytest.fail("drawn"))
     assert run_here(experiment, tmp_path, backends="serial") == 0
     monkeypatch.setattr(measure, "disturbances", lambda *counters: "others computed")
     assert run_here(experiment, tmp_path, "--seed", "2") == 0
@@ -269,12 +298,12 @@ def test_nothing_is_drawn_of_a_study_in_which_nothing_can_be_compared(experiment
     assert "serial runs only, nothing to compare them with: " in out
     assert "no run counts: " in out
     assert out.count("disturbed: others computed") == 2
-    assert "what was disturbed is in no number above; --rounds 2 makes more runs" in out
+    assert "what was disturbed is in no number above; --budget 120 allows more runs" in out
 
 
 def test_results_of_another_command_have_to_agree_with_those_on_record(experiment, tmp_path, monkeypatch, capsys):
     run_here(experiment, tmp_path, backends="serial")
-    always = {"n_items": experiment.n_items, "truth": lambda found, n_items: pc.Check(found, n_items, 10, "10")}
+    always = {"n_items": experiment.sizes, "truth": lambda found, n_items: pc.Check(found, n_items, 10, "10")}
     monkeypatch.setenv("WRONG", "1")
     assert run_here(pc.experiment(**always)(experiment.function), tmp_path, backends="threads") == 1
     assert "threads × 1: the result has other bits" in capsys.readouterr().err
@@ -371,7 +400,7 @@ def test_a_mistake_in_the_experiments_code_shows_its_place(experiment, tmp_path,
     def mistaken(executor, n_items, seed):
         return executor.reduce_blocks(lambda block: block.length, n_items=n_items)
 
-    broken = pc.experiment(n_items=experiment.n_items, truth=experiment.truth)(mistaken)
+    broken = pc.experiment(n_items=experiment.sizes, truth=experiment.truth)(mistaken)
     assert run_here(broken, tmp_path, backends="threads") == 2
     err = capsys.readouterr().err
     assert "in <lambda>" in err
@@ -383,7 +412,7 @@ def test_a_mistake_in_the_truth_shows_its_place(experiment, tmp_path, capsys):
     def mistaken(found, n_items):
         raise ValueError("I am in the truth")
 
-    assert run_here(pc.experiment(n_items=experiment.n_items, truth=mistaken)(experiment.function), tmp_path) == 2
+    assert run_here(pc.experiment(n_items=experiment.sizes, truth=mistaken)(experiment.function), tmp_path) == 2
     err = capsys.readouterr().err
     assert "in mistaken" in err
     assert err.splitlines()[-1] == "parcompute: I am in the truth"
@@ -449,7 +478,7 @@ def test_a_terminal_shows_a_table_that_fits_it(script, tmp_path, columns):
     assert status == 0
     for heading in ("backend", "workers", "runs", "last (s)", "median (s)", "speed-up"):
         assert heading in text
-    assert re.search(r"\d of 9  \d+:\d\d left  round [12] of 2: ", text)
+    assert re.search(r"\d of 9  \d+:\d\d left  round [12]/2: ", text)
     assert "9 of 9" in text
     lines = re.split(r"[\r\n]+", text[: text.rindex("counting: 6 runs")])  # what follows is the table of the study
     table = [line for line in lines if re.match(r"[█░]+ \d of|backend  |(serial|processes)  ", line)]

@@ -75,7 +75,7 @@ def a_run(
         disturbed="",
         started_utc="2025-01-01T00:00:00+00:00",
         provenance=CONDITIONS.id,
-        timeline=a_timeline(wall_s, n_workers, kernel_s, 0.99 * kernel_s) if timed else None,
+        timelines=(a_timeline(wall_s, n_workers, kernel_s, 0.99 * kernel_s),) if timed else (),
     )
 
 
@@ -177,12 +177,6 @@ CASES = {
     "NaN": some_runs(a_sweep(), 7, value=math.nan, error=math.nan, verified=False, wall_s=math.nan),
     "unknown machine": unknown_machine(),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def open_fonts() -> None:
-    """Let matplotlib open its fonts: it keeps them open until the program ends."""
-    plates.render(choose(CASES["two cores"]), "speedup", ("png", "svg", "pdf"))
 
 
 # ── nothing collides ──────────────────────────────────────────────────────────────────────────────────

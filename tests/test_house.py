@@ -21,7 +21,8 @@ HOUSE = {
     "__init__": (EDGE, 9),
     "__main__": (EDGE, 8),
     "cli": (EDGE, 8),
-    "experiment": (EDGE, 7),
+    "experiment": (EDGE, 8),
+    "campaign": (EDGE, 7),
     "options": (EDGE, 6),
     "console": (EDGE, 6),
     # makes runs
@@ -60,6 +61,7 @@ HOUSE = {
     "intervals": (HALL, 0),
     "limits": (HALL, 0),
     "quiet": (HALL, 0),
+    "revision": (HALL, 1),
     "topology": (HALL, 0),
     "cgroups": (HALL, 0),
     "procfs": (HALL, 0),

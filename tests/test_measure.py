@@ -13,7 +13,7 @@ import threadpoolctl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parcompute import Check, measure, start
+from parcompute import Check, losses, measure, start
 from parcompute.measure import WrongResult, digest
 from parcompute.sweep import Configuration, Sweep, round_order
 
@@ -81,9 +81,8 @@ def test_the_first_round_warms_up_and_is_not_yielded():
 
 def test_finished_runs_are_not_made_again_and_later_rounds_are():
     first = runs_of(sweep(n_rounds=1))
-    done = {(run.round, run.configuration): run.digest for run in first}
-    assert runs_of(sweep(n_rounds=1), done=done) == []
-    assert {(run.round, run.configuration.backend) for run in runs_of(sweep(n_rounds=2), done=done)} == {
+    assert runs_of(sweep(n_rounds=1), done=first) == []
+    assert {(run.round, run.configuration.backend) for run in runs_of(sweep(n_rounds=2), done=first)} == {
         (1, "serial"),
         (1, "threads"),
     }
@@ -92,14 +91,13 @@ def test_finished_runs_are_not_made_again_and_later_rounds_are():
 def test_only_configurations_with_missing_runs_warm_up():
     serial, threads = map(configuration, HERE)
     begun = []
-    done = {(0, serial): runs_of(sweep(serial, n_rounds=1))[0].digest}
+    done = runs_of(sweep(serial, n_rounds=1))
     runs_of(sweep(serial, threads, n_rounds=1), done=done, starting=lambda *visit: begun.append(visit))
     assert begun == [(-1, threads), (0, threads)]
 
 
 def test_a_sweep_without_missing_runs_starts_nothing():
-    done = {visit: "" for visit in sweep().visits()}
-    assert runs_of(sweep(), function=None, done=done) == []
+    assert runs_of(sweep(), function=None, done=runs_of(sweep())) == []
 
 
 # --- what a run says ---------------------------------------------------------------------------------------
@@ -112,7 +110,7 @@ def test_a_run_is_complete(backend, n_workers):
     assert (run.value, run.error, run.tolerance, run.verified) == (N_ITEMS, 0, 0, True)
     assert type(run.verified) is bool
     assert run.digest == digest(N_ITEMS)
-    assert 1 <= run.n_chunks == len(run.timeline.chunks)
+    assert 1 <= run.n_chunks == len(run.timelines[0].chunks)
     assert run.wall_s > 0
     assert run.startup_s >= 0
     assert run.cpu_s >= 0
@@ -136,7 +134,7 @@ def test_start_up_is_measured_apart_from_the_run(monkeypatch):
     monkeypatch.setattr(measure.Executor, "wait_until_ready", noted)
     (run,) = runs_of(sweep(configuration("processes", 2), n_rounds=1), counted)
     assert run.startup_s == ready[-1][1]
-    assert all(run.timeline.workers["ready_ns"] <= run.timeline.submitted_ns)
+    assert all(run.timelines[0].workers["ready_ns"] <= run.timelines[0].submitted_ns)
 
 
 def test_workers_have_computed_a_share_of_the_run_before_the_clock_starts():
@@ -210,9 +208,90 @@ def test_a_wrong_result_of_a_warm_up_stops_the_sweep_too():
     assert (runs[0].round, runs[0].verified) == (-1, False)
 
 
-def test_a_function_that_computes_no_block_is_told_so():
-    with pytest.raises(RuntimeError, match="before the first map_blocks or reduce_blocks"):
-        runs_of(sweep(), lambda executor, n_items, seed: n_items)
+def test_a_function_that_computes_no_block_has_a_time_and_no_timeline():
+    for run in runs_of(sweep(n_rounds=1), lambda executor, n_items, seed: n_items):
+        assert run.wall_s > 0
+        assert (run.timelines, run.block_items, run.n_chunks, run.cpu_s) == ((), 0, 0, 0)
+
+
+def test_a_run_of_several_jobs_has_the_timeline_of_each():
+    def twice(executor, n_items, seed):
+        return count(executor, n_items, seed) + count(executor, n_items, seed)
+
+    for run in runs_of(sweep(n_rounds=1), twice, lambda result, n_items: exactly(result, 2 * n_items)):
+        first, second = run.timelines
+        assert first.completed_ns <= second.called_ns
+        assert run.n_chunks == len(first.chunks) + len(second.chunks)
+        ledger = losses(run.timelines)
+        assert ledger.closes
+        assert ledger.makespan_ns == second.completed_ns - first.called_ns
+        assert run.cpu_s * 1e9 == pytest.approx(ledger.useful_ns)
+
+
+def test_a_variant_reaches_the_function():
+    asked = set()
+
+    def function(executor, n_items, seed, variant):
+        asked.add(variant)
+        return count(executor, n_items, seed)
+
+    ways = [configuration("serial", variant=variant) for variant in ("copied", "shared")]
+    assert len(runs_of(sweep(*ways, n_rounds=1), function)) == 2
+    assert asked == {"copied", "shared"}
+
+
+def test_counters_of_the_machine_come_with_each_run():
+    (run,) = runs_of(sweep(configuration("serial"), n_rounds=1))
+    assert run.counters.load_before >= 0
+    assert min(run.counters.runnable_before, run.counters.runnable_after) >= 1
+    assert run.counters.others_s >= 0
+
+
+# --- until the times are known well enough -----------------------------------------------------------------
+
+
+def with_precision(precision, budget_s, n_rounds=6):
+    return dataclasses.replace(sweep(n_rounds=n_rounds), precision=precision, budget_s=budget_s)
+
+
+def took(this, walls_s, disturbed=""):
+    """Runs of a sweep's configurations, one per round and time."""
+    (any_run,) = runs_of(sweep(configuration("serial"), n_rounds=1))
+    return [
+        dataclasses.replace(any_run, configuration=c, round=i, wall_s=wall_s, startup_s=0.0, disturbed=disturbed)
+        for c, times in zip(this.configurations, walls_s, strict=True)
+        for i, wall_s in enumerate(times)
+    ]
+
+
+def test_only_what_is_not_known_well_enough_is_run_again():
+    this = with_precision(0.02, 1e9)
+    serial, threads = this.configurations
+    assert this.unsettled(took(this, ([1.0] * 6, [1.0] * 6))) == []
+    assert this.unsettled(took(this, ([1.0] * 6, [1.0, 1.1] * 3))) == [threads]
+    assert this.unsettled(took(this, ([1.0] * 5, [1.0] * 6))) == [serial]  # five have no interval
+    assert set(this.unsettled(took(this, ([1.0] * 6, [1.0] * 6), "others computed"))) == {serial, threads}
+
+
+def test_no_further_round_begins_when_the_budget_is_spent():
+    this = with_precision(0.02, 10.0)
+    noisy = took(this, ([1.0, 1.5] * 3, [1.0, 1.5] * 3))
+    assert sum(run.wall_s for run in noisy) > 10
+    assert this.unsettled(noisy) == []
+    assert dataclasses.replace(this, budget_s=20.0).unsettled(noisy)
+
+
+def test_further_rounds_end_with_the_budget_and_continue_on_the_next_call(monkeypatch):
+    monkeypatch.setattr(measure, "disturbances", lambda *counters: "others computed")  # so that none is ever enough
+    this = with_precision(0.02, 0.05, n_rounds=1)
+    runs = runs_of(this)
+    assert max(run.round for run in runs) >= 1
+    spent_s = [run.startup_s + run.wall_s for run in runs]
+    assert sum(spent_s) >= 0.05
+    assert sum(spent_s[:-2]) < 0.05
+    assert runs_of(this, done=runs) == []
+    more = runs_of(dataclasses.replace(this, budget_s=0.1), done=runs)
+    assert min(run.round for run in more) == 1 + max(run.round for run in runs)
 
 
 def test_arrays_are_the_same_result_on_every_backend():
@@ -242,7 +321,7 @@ def test_a_result_with_other_bits_stops_the_sweep_although_it_is_close():
 
 def test_a_result_with_other_bits_than_those_on_record_stops_the_sweep():
     serial, threads = map(configuration, HERE)
-    done = {(0, serial): digest(N_ITEMS + 1)}
+    done = [dataclasses.replace(run, digest=digest(N_ITEMS + 1)) for run in runs_of(sweep(serial, n_rounds=1))]
     runs, error = until_stopped(sweep(threads, n_rounds=1), truth=close, done=done)
     assert [run.verified for run in runs] == [False]
     assert "threads × 1: the result has other bits" in str(error)

@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from parcompute import atomic
-from parcompute.record import Record, RecordError, read, read_timeline
-from parcompute.schema import FIELDS
+from parcompute.quiet import Counters
+from parcompute.record import Record, RecordError, read, read_timelines
+from parcompute.schema import FIELDS, JOB_DTYPE
 from parcompute.sweep import Configuration, Run
 from parcompute.timeline import CHUNK_DTYPE, DEATH_DTYPE, WORKER_DTYPE, Timeline
 
@@ -59,12 +60,12 @@ def a_run(round_: int = 0, *, timeline: Timeline | None = None, provenance: str 
         disturbed="",
         started_utc="2025-01-01T00:00:00+00:00",
         provenance=provenance,
-        timeline=timeline,
+        timelines=() if timeline is None else (timeline,),
     )
 
 
 def same(a: Run, b: Run) -> bool:
-    names = [field.name for field in fields(Run) if field.name != "timeline"]
+    names = [field.name for field in fields(Run) if field.name != "timelines"]
     return all(repr(getattr(a, name)) == repr(getattr(b, name)) for name in names)
 
 
@@ -118,7 +119,7 @@ def test_an_attribute_may_be_larger_than_64_kib(record: Record) -> None:
 def test_a_timeline_comes_back_bit_for_bit(record: Record, n_rows: int, n_deaths: int) -> None:
     timeline = replace(a_timeline(n_rows), deaths=np.ones(n_deaths, DEATH_DTYPE))
     row = record.append(a_run(timeline=timeline))
-    back = read_timeline(record.path, row)
+    (back,) = read_timelines(record.path, row)
     assert back is not None
     assert back.chunks.dtype == CHUNK_DTYPE
     assert back.chunks.tobytes() == timeline.chunks.tobytes()
@@ -133,8 +134,8 @@ def test_a_timeline_comes_back_bit_for_bit(record: Record, n_rows: int, n_deaths
 
 def test_timelines_are_read_on_request_only(record: Record) -> None:
     record.append(a_run(timeline=a_timeline()))
-    assert read(record.path).runs[0].timeline is None
-    assert read(record.path, timelines=True).runs[0].timeline is not None
+    assert read(record.path).runs[0].timelines == ()
+    assert read(record.path, timelines=True).runs[0].timelines
 
 
 def test_a_timeline_above_the_limit_is_left_out_and_its_length_told(path: Path) -> None:
@@ -143,7 +144,7 @@ def test_a_timeline_above_the_limit_is_left_out_and_its_length_told(path: Path) 
         for timeline in (a_timeline(10), a_timeline(11), None):
             record.append(a_run(timeline=timeline))
     back = read(path, timelines=True)
-    assert [run.timeline is not None for run in back.runs] == [True, False, False]
+    assert [bool(run.timelines) for run in back.runs] == [True, False, False]
     assert back.timeline_rows == (10, 11, -1)
 
 
@@ -168,7 +169,7 @@ runs = st.builds(
     disturbed=texts,
     started_utc=texts,
     provenance=st.just("here"),
-    timeline=st.just(None),
+    timelines=st.just(()),
 )
 
 
@@ -217,7 +218,7 @@ def test_plain_h5py_sees_the_documented_schema(record: Record) -> None:
 
 def test_the_document_names_every_field() -> None:
     document = (Path(__file__).parents[1] / "docs" / "file-format.md").read_text(encoding="utf-8")
-    tables = (CHUNK_DTYPE, WORKER_DTYPE, DEATH_DTYPE)
+    tables = (CHUNK_DTYPE, WORKER_DTYPE, DEATH_DTYPE, JOB_DTYPE)
     names = [name for name, _, _ in FIELDS] + [name for table in tables for name in table.names or ()]
     assert [name for name in names if f"`{name}`" not in document] == []
 
@@ -227,6 +228,49 @@ def test_h5dump_reads_the_file(record: Record) -> None:
     record.append(a_run(timeline=a_timeline()))
     dump = subprocess.run(["h5dump", str(record.path)], capture_output=True, text=True, check=True)
     assert "montecarlo" in dump.stdout
+
+
+# Written by the first version, without the columns from `variant` on.
+FIRST = Path(__file__).parent / "data" / "montecarlo-first-columns.h5"
+
+
+def test_a_file_of_an_earlier_version_opens_and_what_it_does_not_say_is_unknown() -> None:
+    recorded = read(FIRST, timelines=True)
+    assert len(recorded.runs) == 4
+    for run in recorded.runs:
+        assert (run.configuration.variant, run.configuration.blas_threads) == ("", 1)
+        assert repr(run.counters) == repr(Counters())
+        assert len(run.timelines) == 1
+
+
+def test_a_run_appended_to_a_file_of_an_earlier_version_loses_nothing(tmp_path: Path) -> None:
+    path = Path(shutil.copy(FIRST, tmp_path / "first.h5"))
+    before = read(path, timelines=True).runs
+    run = replace(a_run(provenance=before[0].provenance), counters=Counters(load_before=0.5, runnable_after=3))
+    run = replace(run, configuration=replace(run.configuration, variant="copied", blas_threads=2))
+    with Record.open(path, "montecarlo") as record:
+        record.append(run)
+    *earlier, added = read(path, timelines=True).runs
+    assert same(added, run)
+    assert all(map(same, earlier, before))
+    assert [len(run.timelines[0].chunks) for run in earlier] == [len(run.timelines[0].chunks) for run in before]
+
+
+def test_the_timelines_of_several_jobs_come_back_apart(record: Record) -> None:
+    dead = replace(a_timeline(4), deaths=np.ones(1, DEATH_DTYPE))
+    timelines = (a_timeline(3), dead, a_timeline(0), a_timeline(300))
+    row = record.append(replace(a_run(), timelines=timelines))
+    back = read_timelines(record.path, row)
+    assert len(back) == len(timelines)
+    for one, other in zip(back, timelines, strict=True):
+        for table in ("chunks", "workers", "deaths"):
+            assert getattr(one, table).tobytes() == getattr(other, table).tobytes()
+        assert (one.called_ns, one.submitted_ns, one.completed_ns) == (
+            other.called_ns,
+            other.submitted_ns,
+            other.completed_ns,
+        )
+    assert read(record.path).timeline_rows == (307,)
 
 
 def test_a_reader_that_keeps_the_file_open_does_not_hinder_the_writer(record: Record) -> None:
@@ -482,7 +526,7 @@ def test_kill_9_at_random_moments_loses_at_most_the_run_in_progress(path: Path) 
         n_reported = reported[-1] + 1 if reported else n_runs
         back = read(path, timelines=True)
         assert n_reported <= len(back.runs) <= n_reported + 1
-        assert all(run.timeline is not None and len(run.timeline.chunks) == 2_000 for run in back.runs)
+        assert all(len(run.timelines[0].chunks) == 2_000 for run in back.runs)
         n_runs = len(back.runs)
     with Record.open(path, "montecarlo"):
         assert [entry.name for entry in path.parent.glob(".*.tmp")] == []

@@ -49,7 +49,7 @@ def a_run(
         disturbed="",
         started_utc="2025-01-01T00:00:00+00:00",
         provenance=provenance,
-        timeline=timeline,
+        timelines=() if timeline is None else (timeline,),
     )
 
 
@@ -272,7 +272,7 @@ def a_timeline(wall_s: float, n_workers: int, dispatch_share: float) -> Timeline
 
 def test_the_verdict_of_two_cores_names_speedup_interval_base_limit_and_loss() -> None:
     runs = [
-        replace(run, timeline=a_timeline(run.wall_s, run.configuration.n_workers, 0.013))
+        replace(run, timelines=(a_timeline(run.wall_s, run.configuration.n_workers, 0.013),))
         if run.configuration.n_workers == 2
         else run
         for run in a_sweep(TWO)
@@ -288,7 +288,7 @@ def test_the_verdict_of_two_cores_names_speedup_interval_base_limit_and_loss() -
 
 def test_the_loss_is_measured_against_the_kernels_of_the_base() -> None:
     runs = [
-        replace(run, timeline=a_timeline(run.wall_s, run.configuration.n_workers, 0.0))
+        replace(run, timelines=(a_timeline(run.wall_s, run.configuration.n_workers, 0.0),))
         for run in a_sweep({("serial", 1): 6.0, ("processes", 1): 6.0, ("processes", 2): 4.0}, cv=0.0)
     ]
     (curve,) = curves(runs, base="best_serial", n_cpus=2)

@@ -140,7 +140,7 @@ def _has_reference(chosen: Study, i: int) -> bool:
         chosen.kind == "strong"
         and base.n_workers == 1
         and any(
-            run.timeline is not None and run.configuration.backend == base.backend and run.configuration.n_workers == 1
+            run.timelines and run.configuration.backend == base.backend and run.configuration.n_workers == 1
             for run in chosen.runs
         )
     )

@@ -57,6 +57,7 @@ class Progress:
         for run in kept:
             self.wall_s[run.configuration].append(run.wall_s)
         self.n_disturbed = sum(bool(run.disturbed) for run in kept)
+        self.spent_s = sum(run.startup_s + run.wall_s for run in kept)
         self.now = ""
         self._began_s: float | None = None
         self._took_s: list[float] = []
@@ -70,12 +71,21 @@ class Progress:
         """Note that a run begins."""
         self._end()
         self._began_s = time.monotonic()
-        which = "warm-up" if round_ < 0 else f"round {round_ + 1} of {self.sweep.n_rounds}"
-        self.now = f"{which}: {configuration.way} × {configuration.n_workers}"
+        self.now = f"{self.which(round_)}: {configuration.way} × {configuration.n_workers}"
+
+    def which(self, round_: int) -> str:
+        """Name a round."""
+        if round_ < 0:
+            return "warm-up"
+        further = round_ >= self.sweep.n_rounds
+        return (
+            f"round {round_ + 1}{f', to ±{100 * self.sweep.precision:g} %' if further else f'/{self.sweep.n_rounds}'}"
+        )
 
     def add(self, run: Run) -> None:
         """Note that the run has ended, and its time; the time of a wrong result is none."""
         self._end()
+        self.spent_s += run.startup_s + run.wall_s
         if run.verified:
             self.wall_s[run.configuration].append(run.wall_s)
         self.n_disturbed += bool(run.disturbed)
@@ -89,6 +99,9 @@ class Progress:
     def left(self) -> str:
         """Return the time that the rest will take, as the runs so far took on average; every round is alike."""
         n_left = self.n_missing - self.n_ended
+        if n_left < 0:  # further rounds
+            seconds = max(0, int(self.sweep.budget_s - self.spent_s))
+            return f"at most {seconds // 60}:{seconds % 60:02d} left"
         if not self._took_s or not n_left:
             return ""
         since_s = 0.0 if self._began_s is None else time.monotonic() - self._began_s
@@ -126,10 +139,15 @@ class Lines:
         """Print a line."""
         progress, c = self.progress, run.configuration
         progress.add(run)
-        which = "warm-up" if run.round < 0 else f"round {run.round + 1}/{progress.sweep.n_rounds}"
         result = f"{run.wall_s:9.4f} s  {progress.speedup(c):>7}  verified" if run.verified else "WRONG RESULT"
         disturbed = f"disturbed: {run.disturbed.partition(';')[0]}" if run.disturbed else ""
-        parts = (which, f"{f'{c.way} × {c.n_workers}':<{self._wide}}", result, progress.left(), disturbed)
+        parts = (
+            progress.which(run.round),
+            f"{f'{c.way} × {c.n_workers}':<{self._wide}}",
+            result,
+            progress.left(),
+            disturbed,
+        )
         print("  ".join(filter(None, parts)), flush=True)
 
 
@@ -169,7 +187,7 @@ class Live:
         from rich.text import Text
 
         progress = self.progress
-        done, of = progress.n_ended, progress.n_missing
+        done, of = progress.n_ended, max(progress.n_ended, progress.n_missing)
         bar = "█" * round(12 * done / max(1, of))
         # Above the table: what does not fit into the window is cut off below.
         disturbed = f"{progress.n_disturbed} disturbed" if progress.n_disturbed else ""

@@ -244,11 +244,13 @@ class Executor(CallExecutor):
             outputs.arrays = targets
         elif outputs.fields is not None:
             outputs.allocate((outputs.fields, outputs.single), backend.allocate)
-        self._run(
-            Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), tuple(args), kwargs, asks, *policy),
-            called_ns,
-            checkpoint,
-            seed,
+        self._note(
+            *self._run(
+                Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), tuple(args), kwargs, asks, *policy),
+                called_ns,
+                checkpoint,
+                seed,
+            )
         )
         if targets is None:
             return outputs.result()
@@ -311,14 +313,14 @@ class Executor(CallExecutor):
         if "out" in asks:
             raise ValueError("the kernel asks for out, but the blocks of reduce_blocks have no rows; use map_blocks")
         outputs = Partials(plan, combine)
-        self._run(
+        timeline, plan = self._run(
             Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), tuple(args), kwargs, asks, *policy),
             called_ns,
             checkpoint,
             seed,
         )
         result = outputs.result()
-        self._timeline = replace(self.timeline, completed_ns=time.perf_counter_ns())
+        self._note(replace(timeline, completed_ns=time.perf_counter_ns()), plan)
         return result
 
     def __repr__(self) -> str:
@@ -326,14 +328,17 @@ class Executor(CallExecutor):
 
     # --- the way there -------------------------------------------------------------------------------------
 
-    def _run(self, job: Job, called_ns: int, checkpoint: Any, seed: int | None) -> None:
+    def _note(self, timeline: Timeline, plan: Plan) -> None:
+        """Keep what a job that has ended leaves behind."""
+        self._timeline, self._plan = timeline, plan
+
+    def _run(self, job: Job, called_ns: int, checkpoint: Any, seed: int | None) -> tuple[Timeline, Plan]:
         backend = self._usable()
         with kept(checkpoint, seed, job, backend.allocate) as job:
             self._plan, self._seed, self._failures = job.plan, job.seed, ()
             with reporting(self._report, backend.n_done, job.plan.n_blocks), signals.heard():
-                self._timeline, self._failures = base.run(backend, job, called_ns)
-            if backend.why:
-                self._plan = replace(job.plan, why=f"{job.plan.why}; {backend.why}")
+                timeline, self._failures = base.run(backend, job, called_ns)
+            return timeline, replace(job.plan, why=f"{job.plan.why}; {backend.why}") if backend.why else job.plan
 
     def _cut(self, arrays: Sequence[Any], n_items: Any, block_items: Any, halo: Any) -> Plan:
         n_items = arguments.n_items_of(arrays, n_items)

@@ -84,7 +84,8 @@ def looks(curves: Sequence[Curve]) -> tuple[Look, ...]:
 
 def _factors(curve: Curve) -> tuple[str, ...]:
     threads = f"{curve.threads_per_worker} thread{'s' * (curve.threads_per_worker > 1)}"
-    return curve.schedule, curve.start_method, threads, f"blocks of {curve.block_items}"
+    blas = f"{curve.blas_threads} BLAS thread{'s' * (curve.blas_threads > 1)}"
+    return curve.variant, curve.schedule, curve.start_method, threads, blas, f"blocks of {curve.block_items}"
 
 
 # ── speedup and efficiency ────────────────────────────────────────────────────────────────────────────

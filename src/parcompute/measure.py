@@ -6,7 +6,7 @@ import hashlib
 import math
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import threadpoolctl
 
+from parcompute.blocks import Plan
 from parcompute.executor import Executor
-from parcompute.quiet import Activity, disturbances
+from parcompute.quiet import Activity, Counters, disturbances
 from parcompute.sources import is_masked
-from parcompute.sweep import Check, Configuration, Run, Sweep
+from parcompute.sweep import Check, Configuration, Run, Sweep, round_order
+from parcompute.timeline import Timeline
 
-Function = Callable[[Executor, int, int], Any]
+Function = Callable[..., Any]
 Truth = Callable[[Any, int], Check]
 
 # The share of a run that its workers compute before the clock starts, so that what they load and touch
@@ -47,29 +49,27 @@ def measure(
     truth: Truth,
     provenance: str,
     *,
-    done: Mapping[tuple[int, Configuration], str] | None = None,
-    blas_threads: int = 1,
+    done: Sequence[Run] = (),
     starting: Callable[[int, Configuration], None] = lambda round_, configuration: None,
 ) -> Iterator[Run]:
     """Run what a sweep asks for, one configuration at a time.
 
-    Every run has an executor of its own. The clock starts when its last worker is ready and warm.
+    Every run has an executor of its own. The clock starts when its last worker is ready and warm. After the rounds
+    that visit every configuration come further ones of those that `Sweep.unsettled` names.
 
     Parameters
     ----------
     sweep : Sweep
         Configurations and rounds.
     function : callable
-        ``function(executor, n_items, seed)`` returns the result.
+        ``function(executor, n_items, seed)`` returns the result; it may ask for ``variant`` by that name.
     truth : callable
         ``truth(result, n_items)`` returns a `Check`.
     provenance : str
         Id of the conditions.
-    done : mapping of (round, Configuration) to str, optional
-        Runs that exist already, with the digests of their results: they are not made again, and those of
-        the same size have to agree with the new ones although they may be of other configurations.
-    blas_threads : int
-        Threads of BLAS and OpenMP, in the workers and here.
+    done : sequence of Run
+        Runs that exist already: they are not made again, and the results of the same size have to agree with the new
+        ones although they may be of other configurations.
     starting : callable
         Called with round and configuration before each run, warm-up included.
 
@@ -84,65 +84,84 @@ def measure(
         If a result is not true, or not the same bits as the others of its size; the run has been
         yielded before, as not verified.
     """
-    done = dict(done or {})
-    digests = {configuration.n_items: digest for (_, configuration), digest in done.items()}
-    with threadpoolctl.threadpool_limits(blas_threads):
-        for round_, configuration in sweep.visits_missing(done):
-            starting(round_, configuration)
-            run, check = _run(round_, configuration, sweep.seed, function, truth, provenance, blas_threads)
-            same = digests.setdefault(configuration.n_items, run.digest) == run.digest
-            if not same:
-                run = replace(run, verified=False)
-            if round_ >= 0 or not run.verified:
-                yield run
-            if not check.passes:
-                raise WrongResult(f"{_named(configuration)}: the result is {check}", run)
-            if not same:
-                raise WrongResult(
-                    f"{_named(configuration)}: the result has other bits (sha256 {run.digest[:12]}…) than the runs "
-                    f"before it ({digests[configuration.n_items][:12]}…), with the same seed and size",
-                    run,
-                )
+    runs = list(done)
+    digests = {run.configuration.n_items: run.digest for run in runs}
+    for round_, configuration in _visits(sweep, runs):
+        starting(round_, configuration)
+        run, check = _run(round_, configuration, sweep.seed, function, truth, provenance)
+        same = digests.setdefault(configuration.n_items, run.digest) == run.digest
+        if not same:
+            run = replace(run, verified=False)
+        if round_ >= 0 or not run.verified:
+            runs.append(run)
+            yield run
+        if not check.passes:
+            raise WrongResult(f"{_named(configuration)}: the result is {check}", run)
+        if not same:
+            raise WrongResult(
+                f"{_named(configuration)}: the result has other bits (sha256 {run.digest[:12]}…) than the runs "
+                f"before it ({digests[configuration.n_items][:12]}…), with the same seed and size",
+                run,
+            )
+
+
+def _visits(sweep: Sweep, runs: Sequence[Run]) -> Iterator[tuple[int, Configuration]]:
+    """Yield what is missing, then further rounds while `runs`, which grows meanwhile, ask for them."""
+    yield from sweep.visits_missing({(run.round, run.configuration) for run in runs})
+    while wanted := set(sweep.unsettled(runs)):
+        round_ = 1 + max(run.round for run in runs)
+        for configuration in round_order(sweep.configurations, sweep.seed, round_ + 1):
+            if configuration in wanted:
+                yield round_, configuration
+
+
+class Listening(Executor):
+    """An executor that keeps the timelines and plans of all its jobs."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.jobs: list[tuple[Timeline, Plan]] = []
+        super().__init__(*arguments, **options)
+
+    def _note(self, timeline: Timeline, plan: Plan) -> None:
+        super()._note(timeline, plan)
+        self.jobs.append((timeline, plan))
 
 
 def _run(
-    round_: int,
-    configuration: Configuration,
-    seed: int,
-    function: Function,
-    truth: Truth,
-    provenance: str,
-    blas_threads: int,
+    round_: int, configuration: Configuration, seed: int, function: Function, truth: Truth, provenance: str
 ) -> tuple[Run, Check]:
-    with executor_for(configuration, blas_threads) as executor:
+    asked = {"variant": configuration.variant} if configuration.variant else {}
+    with threadpoolctl.threadpool_limits(configuration.blas_threads), executor_for(configuration) as executor:
         startup_s = executor.wait_until_ready()
-        function(executor, math.ceil(configuration.n_items * WARM_UP_SHARE), seed)
+        function(executor, math.ceil(configuration.n_items * WARM_UP_SHARE), seed, **asked)
+        executor.jobs.clear()
         started_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
         before = Activity.now()
         started_ns = time.perf_counter_ns()
-        result = function(executor, configuration.n_items, seed)
+        result = function(executor, configuration.n_items, seed, **asked)
         wall_s = (time.perf_counter_ns() - started_ns) / 1e9
-        disturbed = disturbances(before, Activity.now(), wall_s, configuration.n_workers)
-        timeline, plan = executor.timeline, executor.plan
+        after = Activity.now()
+        timelines, plans = zip(*executor.jobs, strict=True) if executor.jobs else ((), ())
     check = truth(result, configuration.n_items)
     run = Run(
         configuration=configuration,
         round=round_,
         seed=seed,
-        block_items=plan.block_items,
-        n_chunks=plan.n_chunks,
+        block_items=plans[-1].block_items if plans else 0,
+        n_chunks=sum(plan.n_chunks for plan in plans),
         wall_s=wall_s,
         startup_s=startup_s,
-        cpu_s=timeline.cpu_ns / 1e9,
+        cpu_s=sum(timeline.cpu_ns for timeline in timelines) / 1e9,
         digest=digest(result),
         value=float(check.value),
         error=float(check.error),
         tolerance=float(check.tolerance),
         verified=check.passes,
-        disturbed=disturbed,
+        disturbed=disturbances(before, after, wall_s, configuration.n_workers),
         started_utc=started_utc,
         provenance=provenance,
-        timeline=timeline,
+        counters=Counters.between(before, after),
+        timelines=timelines,
     )
     return run, check
 
@@ -151,15 +170,15 @@ def _named(configuration: Configuration) -> str:
     return f"{configuration.way} × {configuration.n_workers}"
 
 
-def executor_for(configuration: Configuration, blas_threads: int) -> Executor:
+def executor_for(configuration: Configuration) -> Listening:
     """Return a new executor as a configuration asks for."""
-    return Executor(
+    return Listening(
         configuration.n_workers // configuration.threads_per_worker,
         backend=configuration.backend,
         threads_per_worker=configuration.threads_per_worker,
         schedule=configuration.schedule,
         start_method=configuration.start_method or None,
-        blas_threads=blas_threads,
+        blas_threads=configuration.blas_threads,
     )
 
 

@@ -20,8 +20,8 @@ from parcompute.record import RecordError
 from parcompute.shared import SharedMemoryFull
 from parcompute.start import METHODS
 
-# What is compared unless something else is asked for: the reference first, dask and the like on demand.
-BACKENDS = ("serial", "processes", "pool", "joblib", "threads")
+# Seconds that the runs of a preset may take before further rounds end; those of other presets as "default".
+BUDGET_S = {"quick": 10.0, "default": 120.0, "full": 1800.0}
 
 # Exit statuses: 0 done; 1 done, and the answer is bad (a wrong result); 2 it could not be done; 130 interrupted.
 
@@ -84,7 +84,12 @@ class Counts(click.ParamType[Any]):
 
 
 def command_line(
-    name: str, question: str, n_items: Mapping[str, int], perform: Callable[..., Any], argv: Sequence[str] | None
+    name: str,
+    question: str,
+    sizes: Mapping[str, Sequence[int]],
+    levels: Mapping[str, Sequence[Any]],
+    perform: Callable[..., Any],
+    argv: Sequence[str] | None,
 ) -> None:
     """Parse the arguments of an experiment, perform it, and leave the program.
 
@@ -92,41 +97,76 @@ def command_line(
     ----------
     name, question : str
         Of the experiment.
-    n_items : mapping of str to int
+    sizes : mapping of str to sequence of int
         Its presets.
+    levels : mapping of str to sequence
+        What it compares unless the arguments say otherwise: see `parcompute.experiment.Experiment`.
     perform : callable
         Called with one keyword argument per option.
     argv : sequence of str or None
         The arguments; None takes the program's.
     """
-    sizes = ", ".join(f"{name} {n:,}" for name, n in n_items.items())
+    told = ", ".join(f"{name} {' and '.join(f'{n:,}' for n in numbers)}" for name, numbers in sizes.items())
+    usual = {name: ",".join(map(str, values)) for name, values in levels.items()}
 
     @click.command(name=name, help=question, epilog=f"Example: python {name}.py --preset quick --workers 1,2")
     @click.option(
         "--preset",
-        type=click.Choice(list(n_items)),
+        type=click.Choice(list(sizes)),
         default="default",
         show_default=True,
-        help=f"Number of items: {sizes}.",
+        help=f"Number of items: {told}.",
     )
     @click.option(
         "--workers",
         type=Counts(),
         default="",
-        help=f"Numbers of workers, like 1,2,4; 1, 2, 4, … {machine.usable_cpus()} usable CPUs if left out.",
+        help="Numbers of workers, like 2,4; one runs in any case; "
+        f"1, 2, 4, … {machine.usable_cpus()} usable CPUs if left out.",
     )
     @click.option(
-        "--backends", type=Names(base.names()), default=",".join(BACKENDS), show_default=True, help="Which to compare."
+        "--backends",
+        type=Names(base.names()),
+        default=usual["backends"],
+        show_default=True,
+        help="Which to compare; serial runs in any case.",
+    )
+    @click.option(
+        "--variants",
+        type=Names(levels["variants"]),
+        default=usual["variants"] or None,
+        callback=lambda ctx, param, value: value or (),
+        show_default=True,
+        hidden=not levels["variants"],
+        help="Which of the experiment's own ways to compare.",
     )
     @click.option(
         "--schedules",
         type=Schedules(),
-        default="guided",
+        default=usual["schedules"],
         show_default=True,
         help=f"Which of {', '.join(SCHEDULES)} to compare, like guided,dynamic,16.",
     )
     @click.option(
-        "--start-methods", type=Names(METHODS), default="forkserver", show_default=True, help="Of processes and pool."
+        "--start-methods",
+        type=Names(METHODS),
+        default=usual["start_methods"],
+        show_default=True,
+        help="Of processes and pool.",
+    )
+    @click.option(
+        "--blas-threads",
+        type=Counts(),
+        default=usual["blas_threads"],
+        show_default=True,
+        help="Threads of BLAS in each worker, like 1,2.",
+    )
+    @click.option(
+        "--scaling",
+        type=click.Choice(["strong", "weak", "both"]),
+        default="strong",
+        show_default=True,
+        help="The same items for every number of workers, as many per worker, or both.",
     )
     @click.option("--threads-per-worker", type=click.IntRange(1), default=1, show_default=True, help="Of processes.")
     @click.option(
@@ -134,7 +174,20 @@ def command_line(
         type=click.IntRange(1),
         default=6,
         show_default=True,
-        help="Rounds that count; fewer than 6 give no interval.",
+        help="Rounds that visit every configuration; fewer than 6 give no interval.",
+    )
+    @click.option(
+        "--precision",
+        type=click.FloatRange(0, min_open=True),
+        default=0.02,
+        show_default=True,
+        help="Further rounds until the 95 % interval of each median time is within this share of it.",
+    )
+    @click.option(
+        "--budget",
+        type=click.FloatRange(0),
+        help="Seconds after which no further round begins; "
+        f"{', '.join(f'{preset} {s:g}' for preset, s in BUDGET_S.items())} if left out.",
     )
     @click.option(
         "--seed",

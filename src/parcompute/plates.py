@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from parcompute import atomic, captions, figures, ledgers, record
 from parcompute.ledgers import Bar
+from parcompute.losses import losses
 from parcompute.studies import Study, choose
 from parcompute.sweep import worker_counts
 
@@ -150,10 +151,11 @@ def bars(chosen: Study) -> list[Bar]:
     found: list[Bar] = []
     for curve, look in zip(chosen.curves, figures.looks(chosen.curves), strict=True):
         for point in curve.points:
-            timelines = [run.timeline for run in chosen.runs_of(curve, point.n_workers) if run.timeline is not None]
-            if timelines:
-                paid_ns = sum(timeline.n_workers * timeline.makespan_ns for timeline in timelines)
-                core_s = paid_ns * 1e-9 / len(timelines)
+            ledgers_ns = [
+                losses(run.timelines).total_ns for run in chosen.runs_of(curve, point.n_workers) if run.timelines
+            ]
+            if ledgers_ns:
+                core_s = sum(ledgers_ns) * 1e-9 / len(ledgers_ns)
                 found.append(Bar(look.name, point.n_workers, point.beyond, core_s, point.lost))
     if len(found) > _MAX_BARS:
         kept = worker_counts(max(bar.n_workers for bar in found))

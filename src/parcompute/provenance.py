@@ -13,7 +13,6 @@ import math
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -27,16 +26,10 @@ from parcompute import cgroups, procfs
 from parcompute.limits import WORKERS_VARIABLE, Bound
 from parcompute.machine import Blas, Machine
 from parcompute.quiet import Activity
+from parcompute.revision import Code
 
 Value = str | int | float | bool
 _T = TypeVar("_T", str, int, float, bool)
-
-# Files that parcompute writes, and text about code: neither a new run nor a new page of documentation may set the
-# runs before and after it apart.
-_NOT_CODE = ("h5", "png", "svg", "html", "json", "md", "rst")
-
-# A repository on a sleeping network disk must not hold up an experiment.
-_GIT_TIMEOUT_S = 5.0
 
 
 def _condition(unknown: _T, meaning: str, **found: str) -> _T:
@@ -142,7 +135,10 @@ class Provenance:
     # The experiment.
     start_method: str = _varies("", "of the workers, where all runs have the same")
     chunk_plan: str = _varies("", "blocks and chunks, where all runs have the same")
-    seed: int = _varies(-1, "of the sweep")
+    seed: int = _varies(-1, "of the sweep: of the random streams, and of the order within the rounds")
+    n_rounds: int = _varies(-1, "rounds of the sweep that visit every configuration")
+    precision: float = _varies(math.nan, "how well further rounds were to tell a median: half its interval over itself")
+    budget_s: float = _varies(math.nan, "seconds that the runs might take before further rounds ended")
     command_line: str = _varies("", "as a shell would take it")
     collected_utc: str = _varies("", "when this was collected, ISO 8601")
 
@@ -312,60 +308,6 @@ def differences(a: Provenance, b: Provenance) -> list[tuple[str, Value, Value]]:
 
 def _digest(values: Mapping[str, Value]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True, slots=True)
-class Code:
-    """Which code an experiment ran.
-
-    Code is what git tracks in the whole repository, without results and documentation, and the Python files of the
-    experiment's folder that are not tracked yet. Outside of a repository it is the Python files of that folder.
-
-    Attributes
-    ----------
-    digest : str
-        Of the code as it stands: a commit of other files leaves it as it is, that of changed code gives a new one.
-    commit : str
-        Empty where there is no repository, no commit or no git.
-    dirty : {0, 1, -1}
-        Whether the code differs from the commit; -1 where that is not known.
-    """
-
-    digest: str = ""
-    commit: str = ""
-    dirty: int = -1
-
-    @classmethod
-    def read(cls, folder: str | Path) -> Code:
-        """Ask git about a folder; it never fails."""
-        folder = Path(folder)
-        where = ["--", ":/", *(f":(top,exclude)*.{suffix}" for suffix in _NOT_CODE)]
-        commit = _git(folder, "rev-parse", "--verify", "HEAD")
-        tracked = _git(folder, "ls-files", "--stage", "--full-name", *where)
-        changed = _git(folder, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", *where)
-        new = _git(folder, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py")
-        if not commit or tracked is None or changed is None or new is None:
-            names = sorted(path.name for path in folder.glob("*.py"))
-            return cls(_content_digest(folder, names) if names else "", (commit or b"").decode().strip())
-        names = sorted(os.fsdecode(name) for name in new.split(b"\0") if name)
-        digest = _content_digest(folder, names, tracked, changed)
-        return cls(digest, commit.decode().strip(), int(bool(changed or names)))
-
-
-def _content_digest(folder: Path, names: list[str], *parts: bytes) -> str:
-    digest = hashlib.sha256(b"\0".join(parts))
-    for name in names:
-        digest.update(f"\0{name}\0{procfs.text(folder / name)}".encode(errors="surrogateescape"))
-    return digest.hexdigest()[:16]
-
-
-def _git(folder: Path, *arguments: str) -> bytes | None:
-    # Without optional locks, so that a commit made meanwhile does not find the index locked.
-    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, check=True, timeout=_GIT_TIMEOUT_S).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def clock_overhead_ns() -> float:

@@ -15,7 +15,7 @@ import fcntl
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +73,7 @@ def read(path: str | os.PathLike[str], *, timelines: bool = False) -> Recorded:
     path : path
         The file. It may be read while runs are appended to it.
     timelines : bool
-        Whether to read the timelines too; `read_timeline` reads a single one.
+        Whether to read the timelines too; `read_timelines` reads those of a single run.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def read(path: str | os.PathLike[str], *, timelines: bool = False) -> Recorded:
             experiment=schema.native(file.attrs["experiment"]),
             created_utc=schema.native(file.attrs["created_utc"]),
             runs=tuple(
-                schema.run_of(row, schema.timeline_of(file, i) if timelines else None) for i, row in enumerate(rows)
+                schema.run_of(row, schema.timelines_of(file, i) if timelines else ()) for i, row in enumerate(rows)
             ),
             provenance={
                 name: {field: schema.native(value) for field, value in group.attrs.items()}
@@ -98,8 +98,8 @@ def read(path: str | os.PathLike[str], *, timelines: bool = False) -> Recorded:
         )
 
 
-def read_timeline(path: str | os.PathLike[str], row: int) -> Timeline | None:
-    """Read the timeline of run `row`; None where the file has none.
+def read_timelines(path: str | os.PathLike[str], row: int) -> tuple[Timeline, ...]:
+    """Read the timelines of the jobs of run `row`; none where the file has none.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def read_timeline(path: str | os.PathLike[str], row: int) -> Timeline | None:
     """
     path = Path(path)
     with _opened(path, _image_of(path)) as file:
-        return schema.timeline_of(file, row)
+        return schema.timelines_of(file, row)
 
 
 class Record:
@@ -226,7 +226,7 @@ class Record:
         """
         row = schema.row_of(run)
         try:
-            return self._add(row, run.timeline)
+            return self._add(row, run.timelines)
         except RecordError as error:
             raise RecordError(f"{error}; {_put_aside(self.path, row)}") from error
 
@@ -243,7 +243,7 @@ class Record:
             row = schema.row_of(schema.run_of(row)) | {"timeline_rows": row["timeline_rows"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{side}: is no side file of a record ({error}); pass one named by an error") from error
-        added = self._add(row, None)
+        added = self._add(row, ())
         Path(side).unlink()
         return added
 
@@ -269,16 +269,17 @@ class Record:
                 f"{self.path}: holds experiment {found!r}, not {self.experiment!r}; choose another file name"
             )
 
-    def _add(self, row: Mapping[str, schema.Scalar], timeline: Timeline | None) -> int:
+    def _add(self, row: Mapping[str, schema.Scalar], timelines: Sequence[Timeline]) -> int:
         added = 0
 
         def edit(file: Any) -> None:
             nonlocal added
             if row["provenance"] not in file["provenance"].keys():  # noqa: SIM118  ("" in a group is an error)
                 raise ValueError(f"provenance={row['provenance']!r} is not in {self.path}; call add_provenance first")
+            schema.renew(file, _text_type())
             added = schema.add_row(file["runs"], row)
-            if timeline is not None and len(timeline.chunks) <= self._max_timeline_rows:
-                schema.store_timeline(file["timelines"].create_group(str(added)), timeline)
+            if timelines and int(row["timeline_rows"]) <= self._max_timeline_rows:
+                schema.store_timelines(file["timelines"].create_group(str(added)), timelines)
 
         self._commit(edit)
         return added

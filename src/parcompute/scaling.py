@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -20,7 +20,7 @@ from parcompute.fits import Fit, fit
 from parcompute.intervals import Interval, Summary, ratio, summarise
 from parcompute.losses import PARTS, Reference, losses
 from parcompute.provenance import Provenance, Value
-from parcompute.sweep import Run
+from parcompute.sweep import Configuration, Run
 
 # Levels that go without saying in a label; file and figures' captions have them all.
 DEFAULTS = ("guided", "forkserver")
@@ -108,8 +108,10 @@ class Curve:
     ----------
     backend, schedule, start_method : str
         The way.
-    threads_per_worker : int
+    threads_per_worker, blas_threads : int
         Of it.
+    variant : str
+        Which of the experiment's own ways; empty where it has only one.
     kind : {"strong", "weak"}
         Whether the work was the same for every number of workers or grew with it.
     n_items, block_items : int
@@ -133,6 +135,8 @@ class Curve:
     schedule: str
     start_method: str
     threads_per_worker: int
+    blas_threads: int
+    variant: str
     kind: str
     n_items: int
     block_items: int
@@ -147,8 +151,9 @@ class Curve:
     def label(self) -> str:
         """Name of the way: backend, and the other factors where they are not as by default."""
         threads = f"{self.threads_per_worker} threads" if self.threads_per_worker > 1 else ""
-        others = (part for part in (self.schedule, self.start_method, threads) if part not in ("", *DEFAULTS))
-        return ", ".join((self.backend, *others))
+        blas = f"{self.blas_threads} BLAS threads" if self.blas_threads > 1 else ""
+        levels = (self.variant, self.schedule, self.start_method, threads, blas)
+        return ", ".join((self.backend, *(part for part in levels if part not in ("", *DEFAULTS))))
 
 
 def alike(runs: Iterable[Run], provenance: Conditions) -> dict[str, tuple[Run, ...]]:
@@ -206,23 +211,17 @@ def curves(
         raise ValueError(f"base={base!r} is unknown; pass one of {', '.join(get_args(BaseKind))}")
     runs = tuple(runs)
     _refuse_unlike(runs, provenance)
-    ways: dict[tuple[str, ...], list[Run]] = {}
+    ways: dict[tuple[Configuration, int], list[Run]] = {}
     for run in runs:
-        c = run.configuration
-        key = (c.backend, c.schedule, c.start_method, c.threads_per_worker, c.kind, _size(run), run.block_items)
-        ways.setdefault(tuple(map(str, key)), []).append(run)
+        ways.setdefault((replace(run.configuration, n_workers=0, n_items=_size(run)), run.block_items), []).append(run)
     return tuple(
         _curve(members, runs, base, n_cpus, seed)
         for members in ways.values()
-        if members[0].configuration.backend != "serial" and any(map(_counts, members))
+        if members[0].configuration.backend != "serial" and any(run.counts for run in members)
     )
 
 
 # ── one curve ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _counts(run: Run) -> bool:
-    return run.verified and not run.disturbed
 
 
 def _size(run: Run) -> int:
@@ -242,12 +241,12 @@ def _refuse_unlike(runs: Sequence[Run], provenance: Conditions | None) -> None:
 
 
 def _curve(members: Sequence[Run], runs: Sequence[Run], kind: BaseKind, n_cpus: int, seed: int) -> Curve:
-    used = [run for run in members if _counts(run)]
+    used = [run for run in members if run.counts]
     by_n: dict[int, list[Run]] = {}
     for run in sorted(used, key=lambda run: run.configuration.n_workers):
         by_n.setdefault(run.configuration.n_workers, []).append(run)
     first = members[0].configuration
-    serial = [run for run in runs if _counts(run) and _is_serial_of(run, members[0])]
+    serial = [run for run in runs if run.counts and _is_serial_of(run, members[0])]
     of_base = {"best_serial": serial, "one_worker": by_n.get(1, []), "smallest_n": by_n[min(by_n)]}[kind]
     if not of_base:
         wanted = "backend serial" if kind == "best_serial" else f"backend {first.backend} with n_workers=1"
@@ -264,6 +263,8 @@ def _curve(members: Sequence[Run], runs: Sequence[Run], kind: BaseKind, n_cpus: 
         schedule=first.schedule,
         start_method=first.start_method,
         threads_per_worker=first.threads_per_worker,
+        blas_threads=first.blas_threads,
+        variant=first.variant,
         kind=first.kind,
         n_items=_size(members[0]),
         block_items=members[0].block_items,
@@ -272,13 +273,14 @@ def _curve(members: Sequence[Run], runs: Sequence[Run], kind: BaseKind, n_cpus: 
         points=tuple(_point(at_n, of_base, base, n_cpus, reference) for at_n in by_n.values()),
         parallel_tax=ratio(_walls(by_n[1]), _walls(serial)) if serial and 1 in by_n else None,
         fit=_fit(fitted, first.kind, seed) if fitted else None,
-        left_out=Counter("not verified" if not run.verified else "disturbed" for run in members if not _counts(run)),
+        left_out=Counter("not verified" if not run.verified else "disturbed" for run in members if not run.counts),
     )
 
 
 def _is_serial_of(run: Run, other: Run) -> bool:
     c = run.configuration
-    return c.backend == "serial" and c.n_items == _size(other) and run.block_items == other.block_items
+    same = c.n_items == _size(other) and run.block_items == other.block_items
+    return c.backend == "serial" and same and c.variant == other.configuration.variant
 
 
 def _fit(runs: Sequence[Run], kind: str, seed: int) -> Fit:
@@ -332,13 +334,12 @@ def _pieces(run: Run) -> int:
 
 
 def _reference(of_base: Sequence[Run]) -> Reference | None:
-    timed = sorted((run for run in of_base if run.timeline is not None), key=lambda run: run.wall_s)
-    middle = timed[(len(timed) - 1) // 2].timeline if timed else None
-    return None if middle is None else Reference.of(middle)
+    timed = sorted((run for run in of_base if run.timelines), key=lambda run: run.wall_s)
+    return Reference.of(*timed[(len(timed) - 1) // 2].timelines) if timed else None
 
 
 def _lost(runs: Sequence[Run], reference: Reference | None) -> dict[str, float]:
-    ledgers = [losses(run.timeline, reference) for run in runs if run.timeline is not None]
+    ledgers = [losses(run.timelines, reference) for run in runs if run.timelines]
     total = sum(ledger.total_ns for ledger in ledgers)
     if not total:
         return {}

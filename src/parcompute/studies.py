@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from parcompute.provenance import Provenance
 from parcompute.record import Recorded
 from parcompute.scaling import BaseKind, Curve, curves
-from parcompute.sweep import Run
+from parcompute.sweep import Configuration, Run
 
 # The fairest base that was measured: what a user would run without parcompute, then what it costs to use it at all.
 _BASES: tuple[BaseKind, ...] = ("best_serial", "one_worker", "smallest_n")
@@ -63,7 +63,7 @@ class Study:
     @property
     def counted(self) -> tuple[Run, ...]:
         """The runs that count: verified, undisturbed, with a time."""
-        return tuple(run for run in self.runs if not why_left_out(run))
+        return tuple(run for run in self.runs if run.counts)
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -72,8 +72,11 @@ class Study:
 
     def runs_of(self, curve: Curve, n_workers: int) -> tuple[Run, ...]:
         """Return the runs behind one point of a curve."""
-        wanted = (curve.backend, curve.schedule, curve.start_method, curve.threads_per_worker, curve.kind, n_workers)
-        return tuple(run for run in self.counted if _way(run) == (*wanted, curve.block_items))
+        return tuple(
+            run
+            for run in self.counted
+            if run.configuration.n_workers == n_workers and _way(run.configuration, run) == _way(curve, curve)
+        )
 
     def __str__(self) -> str:
         at = self.provenance
@@ -183,7 +186,7 @@ def fit_limit(provenance: Provenance, most: int) -> int:
 
 
 def _curves(runs: Sequence[Run], n_cpus: int, conditions: Mapping[str, Mapping[str, object]]) -> tuple[Curve, ...]:
-    counting = [run for run in runs if not why_left_out(run)]
+    counting = [run for run in runs if run.counts]
     if all(run.configuration.backend == "serial" for run in counting):
         return ()
     # `curves` counts what it leaves out itself, but cannot take a run without a time.
@@ -198,9 +201,7 @@ def _curves(runs: Sequence[Run], n_cpus: int, conditions: Mapping[str, Mapping[s
 
 def _sorted(found: Sequence[Curve]) -> tuple[Curve, ...]:
     # Rounds are in random order, so that of the first runs means nothing.
-    return tuple(
-        sorted(found, key=lambda c: (c.backend, c.schedule, c.start_method, c.threads_per_worker, c.block_items))
-    )
+    return tuple(sorted(found, key=lambda curve: _way(curve, curve)))
 
 
 def _size(run: Run) -> int:
@@ -208,6 +209,6 @@ def _size(run: Run) -> int:
     return c.n_items if c.kind == "strong" else c.n_items // c.n_workers
 
 
-def _way(run: Run) -> tuple[str | int, ...]:
-    c = run.configuration
-    return c.backend, c.schedule, c.start_method, c.threads_per_worker, c.kind, c.n_workers, run.block_items
+def _way(c: Configuration | Curve, blocks: Run | Curve) -> tuple[str | int, ...]:
+    factors = c.backend, c.variant, c.schedule, c.start_method, c.threads_per_worker, c.blas_threads, c.kind
+    return (*factors, blocks.block_items)

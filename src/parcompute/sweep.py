@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -118,7 +118,7 @@ class Run:
     disturbed: str
     started_utc: str
     provenance: str
-    counters: Counters = Counters()
+    counters: Counters = field(default_factory=Counters)
     timelines: tuple[Timeline, ...] = ()
 
     @property
@@ -205,9 +205,10 @@ class Sweep:
         walls_s: dict[Configuration, list[float]] = {c: [] for c in self.configurations}
         spent_s = 0.0
         for run in runs:
-            spent_s += run.startup_s + run.wall_s
-            if run.counts:
-                walls_s[run.configuration].append(run.wall_s)
+            if run.configuration in walls_s:
+                spent_s += run.startup_s + run.wall_s
+                if run.counts:
+                    walls_s[run.configuration].append(run.wall_s)
         if spent_s >= self.budget_s or math.isinf(self.precision):
             return []
         return [c for c, times in walls_s.items() if not times or _relative_width(times) > self.precision]
