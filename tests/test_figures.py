@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from parcompute import captions, figures, ledgers, models, plates
+from parcompute import captions, figures, ledgers, models, panels, plates
 from parcompute.provenance import Provenance
 from parcompute.record import Record, Recorded
 from parcompute.studies import Study, choose, fit_limit
@@ -189,14 +189,16 @@ def chosen(request) -> Study:
 
 
 @pytest.fixture(scope="module")
-def page(chosen: Study) -> dict[plates.Kind, Figure]:
+def page(chosen: Study) -> dict[str, Figure]:
     """Return its three figures."""
     with plates.own_style():
-        return {kind: plates.compose(chosen, kind) for kind in plates.KINDS}
+        return {kind: plates.compose(panels.PANELS[kind].make(chosen)) for kind in panels.available(chosen)}
 
 
-@pytest.mark.parametrize("kind", plates.KINDS)
-def test_no_text_overlaps_another_and_all_is_inside(page: dict[plates.Kind, Figure], kind: plates.Kind) -> None:
+@pytest.mark.parametrize("kind", panels.PANELS)
+def test_no_text_overlaps_another_and_all_is_inside(page: dict[str, Figure], kind: str) -> None:
+    if kind not in page:
+        return  # not among the figures that this file allows
     figure = page[kind]
     with plates.own_style():
         renderer = FigureCanvasAgg(figure).get_renderer()
@@ -229,13 +231,23 @@ def is_drawn(text: Text, figure: Figure) -> bool:
     return True
 
 
-def test_every_axis_says_its_unit(page: dict[plates.Kind, Figure]) -> None:
-    axes = [page[kind].axes[0] for kind in plates.KINDS]
-    assert [ax.get_xlabel() for ax in axes[:2]] == ["workers", "workers"]
-    assert axes[0].get_ylabel().endswith("1 = base")
-    assert axes[1].get_ylabel() == "efficiency, % of ideal"
-    if axes[2].axison:
-        assert (axes[2].get_xlabel(), axes[2].get_ylabel()) == ("share of all core-seconds, %", "workers")
+def test_every_axis_says_its_unit(page: dict[str, Figure]) -> None:
+    axes = {kind: figure.axes[0] for kind, figure in page.items()}
+    labels = {kind: (ax.get_xlabel(), ax.get_ylabel()) for kind, ax in axes.items() if ax.axison}
+    assert labels["speedup"][0] == labels["efficiency"][0] == "workers"
+    assert labels["speedup"][1].endswith("1 = base")
+    assert labels["efficiency"][1] == "efficiency, % of ideal"
+    assert labels.get("ledger", UNITS["ledger"]) == UNITS["ledger"]
+    for kind in labels.keys() & UNITS.keys():
+        assert all(map(str.startswith, labels[kind], UNITS[kind]))
+
+
+UNITS = {
+    "karp-flatt": ("workers", "apparent serial fraction, %"),
+    "ledger": ("share of all core-seconds, %", "workers"),
+    "timeline": ("time since the call, ", "worker"),
+    "ratios": ("time / time of processes", ""),
+}
 
 
 # ── what is drawn ─────────────────────────────────────────────────────────────────────────────────────
@@ -367,7 +379,7 @@ def test_curves_of_unlike_problems_are_refused() -> None:
 
 @pytest.mark.parametrize("case", ["two cores", "faster than the reference", "a node"])
 def test_the_parts_of_a_bar_add_up_to_all_core_seconds(case: str) -> None:
-    bars = plates.bars(choose(CASES[case]))
+    bars = panels.bars(choose(CASES[case]))
     ax = Figure().add_subplot()
     ledgers.ledger(ax, bars)
     for i, bar in enumerate(bars):
@@ -380,7 +392,7 @@ def test_the_parts_of_a_bar_add_up_to_all_core_seconds(case: str) -> None:
 
 def test_a_bar_says_the_mean_core_seconds_of_its_runs() -> None:
     chosen = choose(CASES["two cores"])
-    bar = plates.bars(chosen)[1]
+    bar = panels.bars(chosen)[1]
     walls = [r.wall_s for r in chosen.runs if (r.configuration.backend, r.configuration.n_workers) == ("joblib", 2)]
     assert (bar.way, bar.n_workers) == ("joblib", 2)
     assert bar.core_s == pytest.approx(2 * np.mean(walls))
@@ -389,42 +401,40 @@ def test_a_bar_says_the_mean_core_seconds_of_its_runs() -> None:
 def test_faster_than_the_reference_stands_left_of_zero_and_is_said() -> None:
     chosen = choose(CASES["faster than the reference"])
     ax = Figure().add_subplot()
-    bars = plates.bars(chosen)
+    bars = panels.bars(chosen)
     ledgers.ledger(ax, bars)
     assert ax.get_xlim()[0] < -5
     assert (
         "Left of zero, less than in the base case: lost_cpu (processes on 1: −0.1 %), slowdown ("
         in captions.of_ledger(chosen, bars)
     )
-    assert "Left of zero" not in captions.of_ledger(chosen, plates.bars(choose(CASES["two cores"])))
+    assert "Left of zero" not in captions.of_ledger(chosen, panels.bars(choose(CASES["two cores"])))
 
 
 def test_a_ledger_of_more_numbers_than_a_page_holds_is_thinned_and_says_so() -> None:
     chosen = choose(CASES["a node, every count"])
-    bars = plates.bars(chosen)
+    bars = panels.bars(chosen)
     assert [bar.n_workers for bar in bars[:6]] == [1, 2, 4, 8, 16, 32]
     assert f"{4 * 32 - 4 * 6} bars of other numbers of workers are not drawn." in captions.of_ledger(chosen, bars)
 
 
 def test_without_timelines_the_ledger_says_so() -> None:
     ax = Figure().add_subplot()
-    ledgers.ledger(ax, plates.bars(choose(CASES["no timelines"])))
+    ledgers.ledger(ax, panels.bars(choose(CASES["no timelines"])))
     assert [text.get_text() for text in ax.texts] == ["no run has a timeline"]
 
 
 def test_without_a_serial_reference_the_ledger_says_so() -> None:
     chosen = choose(CASES["no one worker"])
-    assert "No serial reference" in captions.of_ledger(chosen, plates.bars(chosen))
+    assert "No serial reference" in captions.of_ledger(chosen, panels.bars(chosen))
 
 
 # ── captions ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_figure_names_the_base_with_time_unit_and_interval(
-    chosen: Study, page: dict[plates.Kind, Figure]
-) -> None:
-    for figure in page.values():
-        said = " ".join(text.get_text() for text in figure.texts)
+def test_every_figure_names_the_base_with_time_unit_and_interval(chosen: Study, page: dict[str, Figure]) -> None:
+    for kind in page.keys() & {"speedup", "efficiency", "karp-flatt", "ledger"}:
+        said = " ".join(text.get_text() for text in page[kind].texts)
         for curve in chosen.curves:
             wall = curve.base.wall.median
             spread = f"({'range' if wall.is_range else '95 %'} {wall.low:.4g}–{wall.high:.4g}) s"
@@ -435,7 +445,7 @@ def test_the_caption_says_what_was_measured_and_what_was_left_out() -> None:
     chosen = choose(CASES["disturbed"])
     n = chosen.left_out["disturbed"]
     assert n > 0
-    for said in (captions.of_curves(chosen), captions.of_ledger(chosen, plates.bars(chosen))):
+    for said in (captions.of_curves(chosen), captions.of_ledger(chosen, panels.bars(chosen))):
         assert said.startswith("1,048,576 items, seed 1; serial, joblib, pool, processes, threads (guided, forkserver)")
         assert f"6 rounds in random order, 78 runs, {n} left out: {n} disturbed ({BUSY})." in said
         assert "Clock: perf_counter_ns: clock_gettime(CLOCK_MONOTONIC), from call to result" in said
@@ -464,9 +474,14 @@ def two_machines() -> tuple[Recorded, Provenance, Provenance]:
     return a_file(*old, *new, provenance=here, other=there), here, there
 
 
-def test_unlike_conditions_are_never_drawn_together_and_the_newest_are_the_default() -> None:
+def test_unlike_conditions_are_never_drawn_together_and_one_has_to_be_chosen() -> None:
     recorded, here, there = two_machines()
-    newest, asked = choose(recorded), choose(recorded, conditions=there.conditions_id)
+    with pytest.raises(ValueError, match=r"unlike conditions are never mixed; choose with --conditions: ") as refused:
+        choose(recorded)
+    for id in (here.conditions_id, there.conditions_id):
+        assert id[:8] in str(refused.value)
+    assert "cpu_model" in str(refused.value)
+    newest, asked = choose(recorded, conditions="newest"), choose(recorded, conditions=there.conditions_id[:8])
     assert (newest.conditions, asked.conditions) == (here.conditions_id, there.conditions_id)
     assert {run.provenance for run in newest.runs} == {here.id}
     assert {run.provenance for run in asked.runs} == {there.id}
@@ -539,11 +554,17 @@ def file(tmp_path: Path) -> Path:
 
 def test_figures_are_saved_beside_the_file(file: Path) -> None:
     written = plates.save(file)
-    names = [f"montecarlo-{kind}.{format}" for kind in plates.KINDS for format in ("png", "svg")]
+    kinds = ("speedup", "efficiency", "karp-flatt", "ledger", "timeline", "ratios")
+    names = [f"montecarlo-{kind}.{format}" for kind in kinds for format in ("png", "svg")]
     assert [path.name for path in written] == names
     assert sorted(path.name for path in file.parent.iterdir()) == sorted([file.name, *names])
     with pytest.raises(ValueError, match="format 'bmp' is unknown; pass some of png, svg, pdf"):
         plates.save(file, formats=("png", "bmp"))
+    with pytest.raises(ValueError, match="figure 'pie' is unknown; pass some of speedup, efficiency"):
+        plates.save(file, figures=("pie",))
+    with pytest.raises(ValueError, match="the runs allow none of the figures grid"):
+        plates.save(file, figures=("grid",))
+    assert [path.name for path in plates.save(file, figures=("ratios",), formats=("pdf",))] == ["montecarlo-ratios.pdf"]
 
 
 def test_a_file_gives_the_same_bytes_on_every_call_and_in_every_process(file: Path) -> None:
@@ -561,7 +582,7 @@ def test_a_file_gives_the_same_bytes_on_every_call_and_in_every_process(file: Pa
 
 
 def test_the_letters_of_an_svg_are_outlines_and_nothing_tells_the_hour(file: Path) -> None:
-    contents = plates.render(choose(CASES["two cores"]), "speedup", ("svg", "png", "pdf"))
+    contents = plates.render(panels.PANELS["speedup"].make(choose(CASES["two cores"])), ("svg", "png", "pdf"))
     assert b"<text" not in contents["svg"]
     assert b"font-family" not in contents["svg"]
     assert b"<dc:date" not in contents["svg"]

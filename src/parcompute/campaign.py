@@ -202,7 +202,9 @@ def tell(study: Study, path: Path, sweep: Sweep) -> None:
     if any(run.disturbed for run in study.runs):
         print(f"what was disturbed is in no number above; --budget {2 * max(60, sweep.budget_s):g} allows more runs\n")
     print(path)
-    if study.curves:
+    from parcompute import panels
+
+    if panels.available(study):
         from parcompute import plates  # only now: what is recorded and told needs no Matplotlib
 
         for figure in plates.save_study(study, path):

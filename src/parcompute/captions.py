@@ -24,8 +24,17 @@ def base_line(chosen: Study) -> str:
 
 def of_curves(chosen: Study) -> str:
     """Return the caption of speedup and efficiency."""
+    return " ".join(filter(None, [_marks(chosen, "; small dots: runs"), _laws(chosen), conditions(chosen)]))
+
+
+def of_points(chosen: Study) -> str:
+    """Return the caption of points of curves without their laws."""
+    return f"{_marks(chosen, '')} {conditions(chosen)}"
+
+
+def _marks(chosen: Study, dots: str) -> str:
     points = [point for curve in chosen.curves for point in curve.points]
-    said = [measured(chosen), "Marks: ratio of median times; small dots: runs."]
+    said = [measured(chosen), f"Marks: from the ratio of median times{dots}."]
     kinds = {point.speedup.is_range for point in points if point.speedup.low < point.speedup.high}
     if False in kinds:
         said.append("Bars with caps: 95 % interval.")
@@ -33,8 +42,7 @@ def of_curves(chosen: Study) -> str:
         said.append("Dotted bars: range, too few runs for an interval.")
     if any(point.beyond for point in points):
         said.append(f"Hollow: {_beyond(chosen)}, not fitted.")
-    said.append(_laws(chosen))
-    return " ".join([*filter(None, said), conditions(chosen)])
+    return " ".join(said)
 
 
 def of_ledger(chosen: Study, bars: Sequence[Bar]) -> str:

@@ -6,10 +6,12 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from parcompute import __version__
+from parcompute.options import Counts, Schedules
 
 
 @click.group(epilog="Each command has --help with an example.")
@@ -51,32 +53,112 @@ def machine_(as_json: bool) -> None:
     click.echo(json.dumps(machine.as_dict(), indent=2) if as_json else "\n".join(machine.describe()))
 
 
-@commands.command(epilog="Example: parcompute show results/reference/montecarlo.h5")
+def _of_one_study(command: Any) -> Any:
+    """Add the options that choose among the studies of a file."""
+    for option in reversed(
+        (
+            click.option(
+                "--conditions", help="Which, by the first digits of their id, or `newest`; `show` lists them."
+            ),
+            click.option("--seed", type=int, help="Of the random streams; the newest if left out."),
+            click.option("--n-items", type=int, help="Size of the problem; that of the newest runs if left out."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@commands.command(epilog="Example: parcompute show results/reference/montecarlo.h5 --csv > runs.csv")
 @click.argument("files", nargs=-1, required=True, type=click.Path())
-def show(files: tuple[str, ...]) -> None:
+@click.option("--json", "form", flag_value="json", help="For programs: studies, points, fits, with intervals.")
+@click.option("--csv", "form", flag_value="csv", help="For spreadsheets: one row per run, as recorded.")
+def show(files: tuple[str, ...], form: str | None) -> None:
     """Print what FILES hold: times, speed-ups and efficiencies with their intervals, and the verdict."""
     from parcompute import record, tables
-    from parcompute.studies import studies
+    from parcompute.studies import studies, unlike_conditions
 
-    for file in files:
-        if not (found := studies(record.read(file, timelines=True))):
-            click.echo(f"{file}: no runs yet")
+    read = [record.read(file, timelines=form != "csv") for file in files]
+    if form == "csv":
+        click.echo(tables.csv_of([(recorded.path, run) for recorded in read for run in recorded.runs]), nl=False)
+        return
+    if form == "json":
+        click.echo(json.dumps({str(r.path): [tables.as_dict(study) for study in studies(r)] for r in read}, indent=2))
+        return
+    for recorded in read:
+        if not (found := studies(recorded)):
+            click.echo(f"{recorded.path}: no runs yet")
+        if unlike := unlike_conditions(found):
+            click.echo("\n  ".join([f"{recorded.path}: runs under unlike conditions, kept apart:", *unlike]) + "\n")
         for study in found:
             click.echo("\n".join([*tables.table(study), "", *tables.verdicts(study), ""]))
 
 
-@commands.command(epilog="Example: parcompute plot results/*/montecarlo.h5 --format pdf")
+@commands.command(epilog="Example: parcompute plot results/*/montecarlo.h5 --format pdf --figure speedup")
 @click.argument("files", nargs=-1, required=True, type=click.Path())
 @click.option(
     "--format", "formats", multiple=True, type=click.Choice(["png", "svg", "pdf"]), help="Again and again; png and svg."
 )
-def plot(files: tuple[str, ...], formats: tuple[str, ...]) -> None:
+@click.option("--figure", "kinds", multiple=True, help="Again and again; all that the runs allow if left out.")
+@_of_one_study
+def plot(files: tuple[str, ...], formats: tuple[str, ...], kinds: tuple[str, ...], **chosen: Any) -> None:
     """Draw the figures of FILES beside them, from the files alone."""
     from parcompute import plates
 
     for file in files:
-        for path in plates.save(Path(file), formats=formats or ("png", "svg")):
+        for path in plates.save(Path(file), formats=formats or ("png", "svg"), figures=kinds or None, **chosen):
             click.echo(path)
+
+
+@commands.command(epilog="Example: parcompute compare before.h5 after.h5")
+@click.argument("a", type=click.Path())
+@click.argument("b", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--seed", type=int, help="Of the random streams; the newest if left out.")
+@click.option("--n-items", type=int, help="Size of the problem; that of the newest runs if left out.")
+def compare(a: str, b: str, as_json: bool, seed: int | None, n_items: int | None) -> None:
+    """Say how much faster the runs of B are than those of A, and in which conditions the two differ.
+
+    Of each file the newest conditions are taken; with A and B the same file, its two newest.
+    """
+    from parcompute import comparison, record
+
+    found = comparison.compare(record.read(a), record.read(b), seed=seed, n_items=n_items)
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else "\n".join(found.describe()))
+
+
+@commands.command(epilog="Example: parcompute merge node*/montecarlo.h5 --into montecarlo.h5")
+@click.argument("files", nargs=-1, required=True, type=click.Path())
+@click.option("--into", required=True, type=click.Path(dir_okay=False), help="A new file, or one to add to.")
+def merge(files: tuple[str, ...], into: str) -> None:
+    """Put the runs of FILES, of several machines or tasks of a job array, into one file."""
+    from parcompute import merging
+
+    for line in merging.merge([Path(file) for file in files], Path(into)):
+        click.echo(line)
+
+
+@commands.command(epilog="Example: parcompute simulate results/reference/montecarlo.h5 --workers 1,2,4,64,1024")
+@click.argument("file", type=click.Path())
+@click.option("--workers", type=Counts(), default="1,2,4,8,16,32,64,128,256,512,1024", show_default=True)
+@click.option("--backend", default="processes", show_default=True, help="Whose run is replayed.")
+@click.option("--schedules", type=Schedules(), default="", help="Under which; as it was run if left out.")
+@click.option("--json", "as_json", is_flag=True, help="For programs: nothing is drawn.")
+@_of_one_study
+def simulate(
+    file: str, workers: tuple[int, ...], backend: str, schedules: tuple[str, ...], as_json: bool, **chosen: Any
+) -> None:
+    """Predict the speed-up on other numbers of workers by replaying a recorded timeline of FILE."""
+    from parcompute import plates, record, simulate
+    from parcompute.studies import choose
+
+    study = choose(record.read(file, timelines=True), **chosen)
+    prediction = simulate.predict(study.runs, backend, workers, schedules)
+    if as_json:
+        click.echo(json.dumps(prediction.as_dict(), indent=2))
+        return
+    click.echo("\n".join(prediction.describe()))
+    for path in plates.save_prediction(study, prediction, Path(file)):
+        click.echo(path)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,15 @@ class Look:
     name: str
 
 
+def look_of(backend: str, shift: int = 0) -> tuple[str, str]:
+    """Return colour and marker of a backend; `shift` tells ways apart that have none of their own."""
+    if backend in _KNOWN:
+        colour, marker = _KNOWN[backend]
+        return (colour, marker) if not shift else (colour, _MARKERS[(_MARKERS.index(marker) + shift) % len(_MARKERS)])
+    others = (*_KNOWN.values(), *_OTHERS)
+    return _OTHERS[0] if backend and not shift else others[shift % len(others)]
+
+
 def looks(curves: Sequence[Curve]) -> tuple[Look, ...]:
     """Return a look for each curve; a backend looks the same in every figure.
 

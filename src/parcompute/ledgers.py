@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Colour, and hatch for print without colour.
-_PARTS = {
+LOOKS = {
     "useful": ("#DADADA", ""),
     "prologue": ("#000000", ""),
     "startup": ("#56B4E9", "//"),
@@ -79,7 +79,7 @@ def ledger(ax: Axes, bars: Sequence[Bar]) -> None:
         ax.text(0.5, 0.5, "no run has a timeline", transform=ax.transAxes, ha="center", va="center")
         return
     rows, heads = _rows(bars)
-    for name, (colour, hatch) in _PARTS.items():
+    for name, (colour, hatch) in LOOKS.items():
         share = 100 * np.array([bar.shares.get(name, 0.0) for bar in bars])
         before = 100 * np.array([_before(bar.shares, name) for bar in bars])
         ax.barh(rows, share, 0.78, left=before, color=colour, hatch=hatch, ec="white", lw=0.3, label=name)

@@ -54,6 +54,8 @@ class Schedules(click.ParamType[Any]):
         """Split, and check each schedule."""
         if isinstance(value, tuple):
             return value
+        if not value:
+            return ()
         names: list[str] = []
         for part in str(value).split(","):  # "guided,dynamic,16" is two levels
             if names and part.strip().isdecimal():
@@ -144,6 +146,7 @@ def command_line(
         "--schedules",
         type=Schedules(),
         default=usual["schedules"],
+        callback=lambda ctx, param, value: value or levels["schedules"],
         show_default=True,
         help=f"Which of {', '.join(SCHEDULES)} to compare, like guided,dynamic,16.",
     )

@@ -13,26 +13,20 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-from parcompute import atomic, captions, figures, ledgers, record
-from parcompute.ledgers import Bar
-from parcompute.losses import losses
-from parcompute.studies import Study, choose
-from parcompute.sweep import worker_counts
+from parcompute import atomic, panels, record
+from parcompute.panels import Panel
+from parcompute.simulate import Prediction
+from parcompute.studies import Study, choose, studies
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-Kind = Literal["speedup", "efficiency", "ledger"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
 # Inches. A column of a two-column page is 3.3 to 3.5 wide.
 WIDTH = 3.5
-_EDGE, _GAP, _AXES_HEIGHT, _ROW_HEIGHT = 0.05, 0.05, 2.1, 0.135
-
-_MAX_BARS = 48
+_EDGE, _GAP = 0.05, 0.05
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, which looks there before it asks the system
@@ -75,11 +69,13 @@ def save(
     n_items: int | None = None,
     kind: str | None = None,
     formats: Sequence[str] = ("png", "svg"),
+    figures: Sequence[str] | None = None,
 ) -> list[Path]:
     """Draw the runs of a file beside it: ``NAME-speedup.png``, ``NAME-efficiency.png``, ``NAME-ledger.png``, ….
 
-    Runs of unlike conditions, seeds, sizes or kinds are never drawn together. What is not asked for is as in the
-    newest run; the caption says how many runs of the file are not shown.
+    Runs of unlike conditions, seeds, sizes or kinds are never drawn together. Seed and size that are not asked for
+    are as in the newest run, and the caption says how many runs of the file are not shown. A file with strong and
+    weak scaling gets the figures of both.
 
     Parameters
     ----------
@@ -89,6 +85,8 @@ def save(
         See `parcompute.studies.choose`.
     formats : sequence of {"png", "svg", "pdf"}
         In which to save each figure.
+    figures : sequence of str, optional
+        Names of `parcompute.panels.PANELS`; all that the runs allow if left out.
 
     Returns
     -------
@@ -105,27 +103,77 @@ def save(
         If a figure cannot be written.
     """
     path = Path(path)
-    chosen = choose(record.read(path, timelines=True), conditions=conditions, seed=seed, n_items=n_items, kind=kind)
-    return save_study(chosen, path, formats=formats)
-
-
-def save_study(chosen: Study, path: Path, *, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
-    """Draw runs that have been chosen already, beside the file `path`; else as `save`."""
-    if unknown := [name for name in formats if name not in _METADATA]:
-        raise ValueError(f"format {unknown[0]!r} is unknown; pass some of {', '.join(_METADATA)}")
-    written = []
-    for kind in KINDS:
-        for format, content in render(chosen, kind, formats).items():
-            target = path.with_name(f"{path.stem}-{kind}.{format}")
-            atomic.replace(target, content)
-            written.append(target)
+    recorded = record.read(path, timelines=True)
+    chosen = choose(recorded, conditions=conditions, seed=seed, n_items=n_items, kind=kind)
+    like = [
+        study
+        for study in studies(recorded)
+        if (study.conditions, study.seed) == (chosen.conditions, chosen.seed) and panels.available(study)
+    ]
+    drawn = [s for s in like if s.n_items == chosen.n_items and kind in (None, s.kind)]
+    written = [target for study in drawn for target in save_study(study, path, formats=formats, figures=figures)]
+    if n_items is None:
+        written += save_sizes(like, path, formats=formats, figures=figures)
+    if not written:
+        raise ValueError(f"{path}: the runs allow none of the figures {', '.join(figures or ())}")
     return written
 
 
-def render(chosen: Study, kind: Kind, formats: Sequence[str]) -> dict[str, bytes]:
-    """Return the files of a figure by format."""
+def save_study(
+    chosen: Study, path: Path, *, formats: Sequence[str] = ("png", "svg"), figures: Sequence[str] | None = None
+) -> list[Path]:
+    """Draw runs that have been chosen already, beside the file `path`; else as `save`."""
+    if unknown := [name for name in figures or () if name not in (*panels.PANELS, "sizes")]:
+        raise ValueError(f"figure {unknown[0]!r} is unknown; pass some of {', '.join((*panels.PANELS, 'sizes'))}")
+    prefix = "weak-" if chosen.kind == "weak" else ""
+    names = [name for name in panels.available(chosen) if figures is None or name in figures]
+    return [
+        target for name in names for target in _save(panels.PANELS[name].make(chosen), path, f"{prefix}{name}", formats)
+    ]
+
+
+def save_prediction(
+    chosen: Study, found: Prediction, path: Path, *, formats: Sequence[str] = ("png", "svg")
+) -> list[Path]:
+    """Draw what `parcompute.simulate` predicts, beside the file `path`."""
+    return _save(panels.of_prediction(chosen, found), path, "prediction", formats)
+
+
+def save_sizes(
+    like: Sequence[Study],
+    path: Path,
+    *,
+    formats: Sequence[str] = ("png", "svg"),
+    figures: Sequence[str] | None = None,
+) -> list[Path]:
+    """Draw time against size over studies that differ in nothing else, if there are at least three sizes."""
+    like = [study for study in like if study.kind == "strong"]
+    if len({study.n_items for study in like}) < 3 or (figures is not None and "sizes" not in figures):
+        return []
+    return _save(panels.of_sizes(like), path, "sizes", formats)
+
+
+def _save(panel: Panel, path: Path, name: str, formats: Sequence[str]) -> list[Path]:
+    written = []
+    for format, content in render(panel, formats).items():
+        target = path.with_name(f"{path.stem}-{name}.{format}")
+        atomic.replace(target, content)
+        written.append(target)
+    return written
+
+
+def render(panel: Panel, formats: Sequence[str]) -> dict[str, bytes]:
+    """Return the files of a figure by format.
+
+    Raises
+    ------
+    ValueError
+        If a format is unknown.
+    """
+    if unknown := [name for name in formats if name not in _METADATA]:
+        raise ValueError(f"format {unknown[0]!r} is unknown; pass some of {', '.join(_METADATA)}")
     with own_style():
-        figure = compose(chosen, kind)
+        figure = compose(panel)
         contents = {}
         for format in formats:
             stream = io.BytesIO()
@@ -143,51 +191,22 @@ def own_style() -> Iterator[None]:
         yield
 
 
-def bars(chosen: Study) -> list[Bar]:
-    """Return the bars of the ledger, by way and number of workers; none where no run has a timeline.
-
-    Those of many numbers of workers, more than a page can hold, are thinned to 1, 2, 4, … and the last.
-    """
-    found: list[Bar] = []
-    for curve, look in zip(chosen.curves, figures.looks(chosen.curves), strict=True):
-        for point in curve.points:
-            ledgers_ns = [
-                losses(run.timelines).total_ns for run in chosen.runs_of(curve, point.n_workers) if run.timelines
-            ]
-            if ledgers_ns:
-                core_s = sum(ledgers_ns) * 1e-9 / len(ledgers_ns)
-                found.append(Bar(look.name, point.n_workers, point.beyond, core_s, point.lost))
-    if len(found) > _MAX_BARS:
-        kept = worker_counts(max(bar.n_workers for bar in found))
-        found = [bar for bar in found if bar.n_workers in kept] or found
-    return found
-
-
 # ── one figure ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def compose(chosen: Study, kind: Kind) -> Figure:
+def compose(panel: Panel) -> Figure:
     """Return a figure with its title, legend and caption, as high as these need; call it within `own_style`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, WIDTH))
     ax = figure.add_axes((0.2, 0.4, 0.7, 0.5))
-    height = _AXES_HEIGHT
-    if kind == "ledger":
-        of_ledger = bars(chosen)
-        ledgers.ledger(ax, of_ledger)
-        caption = captions.of_ledger(chosen, of_ledger)
-        height = _ROW_HEIGHT * max(ledgers.ledger_rows(of_ledger), 4)
-    else:
-        draw = figures.speedup if kind == "speedup" else figures.efficiency
-        draw(ax, chosen.curves, usable_cpus=chosen.provenance.usable_cpus)
-        caption = captions.of_curves(chosen)
-    title = figure.text(0, 0, captions.title(chosen), va="top", fontsize=8, fontweight="bold")
-    base = figure.text(0, 0, captions.base_line(chosen), va="top")
-    below = figure.text(0, 0, caption, va="top", color="0.2")
+    panel.draw(ax)
+    title = figure.text(0, 0, panel.title, va="top", fontsize=8, fontweight="bold")
+    base = figure.text(0, 0, panel.base, va="top")
+    below = figure.text(0, 0, panel.caption, va="top", color="0.2")
     for text in (base, below):
         _wrap(text, WIDTH - 2 * _EDGE)
-    _arrange(figure, ax, height, title, base, below)
+    _arrange(figure, ax, panel.height, title, base, below)
     return figure
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from parcompute import models
 from parcompute.fits import Fit, fit
 from parcompute.intervals import Interval, Summary, ratio, summarise
-from parcompute.losses import PARTS, Reference, losses
+from parcompute.losses import PARTS, Losses, Reference, losses
 from parcompute.provenance import Provenance, Value
 from parcompute.sweep import Configuration, Run
 
@@ -86,6 +86,11 @@ class Point:
         More workers than CPUs: not fitted.
     lost : mapping of str to float
         Share of all core-seconds in each part of the ledger; empty where no run has a timeline.
+    fraction : mapping of str to float
+        What `karp_flatt` consists of, mean of the runs: a summand per loss, and ``base`` (see
+        `parcompute.losses.Losses.karp_flatt`); empty where there is neither a timeline nor a serial reference.
+    computation_scaling : Interval or None
+        CompS, time inside kernels in the serial reference over that here; None without a reference.
     """
 
     n_workers: int
@@ -98,6 +103,14 @@ class Point:
     efficiency_bound: float
     beyond: bool
     lost: Mapping[str, float]
+    fraction: Mapping[str, float]
+    computation_scaling: Interval | None
+
+    @property
+    def baseline_broken(self) -> bool:
+        """Whether kernels ran faster than in the serial reference, which then is none."""
+        CompS = self.computation_scaling
+        return CompS is not None and CompS.excludes(1.0) and CompS.value > 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -303,6 +316,9 @@ def _point(runs: Sequence[Run], of_base: Sequence[Run], base: Base, n_cpus: int,
     wall = summarise(walls)
     cv = float(np.hypot(wall.cv, base.wall.cv) / np.sqrt(2))
     has_fraction = N > 1 and N0 == 1 and not weak
+    ledgers = [losses(run.timelines, reference) for run in runs if run.timelines]
+    has_summands = has_fraction and reference is not None and bool(ledgers)
+    CompS = [ledger.computation_scaling for ledger in ledgers if ledger.computing_ns.any()]
     return Point(
         n_workers=N,
         wall=wall,
@@ -313,7 +329,9 @@ def _point(runs: Sequence[Run], of_base: Sequence[Run], base: Base, n_cpus: int,
         karp_flatt_sd=float(models.karp_flatt_sd(N, speedup.value, cv)) if has_fraction else float("nan"),
         efficiency_bound=float(models.equal_chunks_efficiency(N, _pieces(runs[0]))),
         beyond=n_cpus < N,
-        lost=_lost(runs, reference),
+        lost=_lost(ledgers),
+        fraction=_summands(ledgers, base) if has_summands else {},
+        computation_scaling=summarise(CompS).median if CompS and reference is not None else None,
     )
 
 
@@ -338,8 +356,12 @@ def _reference(of_base: Sequence[Run]) -> Reference | None:
     return Reference.of(*timed[(len(timed) - 1) // 2].timelines) if timed else None
 
 
-def _lost(runs: Sequence[Run], reference: Reference | None) -> dict[str, float]:
-    ledgers = [losses(run.timelines, reference) for run in runs if run.timelines]
+def _summands(ledgers: Sequence[Losses], base: Base) -> dict[str, float]:
+    of_runs = [ledger.karp_flatt(round(base.wall.median.value * 1e9)) for ledger in ledgers]
+    return {name: sum(summands[name] for summands in of_runs) / len(of_runs) for name in of_runs[0]}
+
+
+def _lost(ledgers: Sequence[Losses]) -> dict[str, float]:
     total = sum(ledger.total_ns for ledger in ledgers)
     if not total:
         return {}

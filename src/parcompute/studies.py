@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from parcompute.provenance import Provenance
+from parcompute.provenance import Provenance, differences
 from parcompute.record import Recorded
 from parcompute.scaling import BaseKind, Curve, curves
 from parcompute.sweep import Configuration, Run
@@ -126,14 +126,15 @@ def choose(
     n_items: int | None = None,
     kind: str | None = None,
 ) -> Study:
-    """Choose the study that is to be drawn: the newest of those asked for that has a curve.
+    """Choose the study that is to be drawn: the newest of those asked for.
 
     Parameters
     ----------
     recorded : Recorded
         The file, with its timelines if the ledger is wanted.
     conditions : str, optional
-        `Provenance.conditions_id`.
+        `Provenance.conditions_id`, its first digits, or ``"newest"``. Without it there may be one only: between
+        unlike conditions nothing is chosen in silence.
     seed, n_items : int, optional
         Of the problem; for weak scaling `n_items` is that of one worker.
     kind : {"strong", "weak"}, optional
@@ -142,13 +143,14 @@ def choose(
     Raises
     ------
     ValueError
-        If no run fits, or none of those that fit counts: all are disturbed or not verified, or there is
-        nothing but the serial backend.
+        If no run fits; if those that fit ran under unlike conditions; or if none of them counts: all are disturbed or
+        not verified, or there is nothing but the serial backend.
     """
-    asked = {"conditions": conditions, "seed": seed, "kind": kind, "n_items": n_items}
+    newest_of_all = conditions == "newest"
+    asked = {"conditions": None if newest_of_all else conditions, "seed": seed, "kind": kind, "n_items": n_items}
     wanted = {name: value for name, value in asked.items() if value is not None}
     there = studies(recorded)
-    fitting = [study for study in there if all(getattr(study, name) == value for name, value in wanted.items())]
+    fitting = [study for study in there if all(_fits(getattr(study, name), value) for name, value in wanted.items())]
     if not fitting:
         told = ", ".join(f"{name}={value}" for name, value in wanted.items())
         has = "; ".join(f"{name} {', '.join(dict.fromkeys(str(getattr(s, name)) for s in there))}" for name in asked)
@@ -156,13 +158,42 @@ def choose(
     # Serial runs belong to every study of their size, and are none to be drawn.
     parallel = [s for s in fitting if any(run.configuration.backend != "serial" for run in s.runs)]
     newest = (parallel or fitting)[-1]
-    if not newest.curves:
+    if not newest_of_all and (unlike := unlike_conditions(parallel or fitting)):
+        raise ValueError(
+            f"{recorded.path}: runs under unlike conditions are never mixed; choose with --conditions: "
+            f"{'; '.join(unlike)}"
+        )
+    if not newest.curves and len({run.configuration for run in newest.counted}) < 2:
         reasons = ", ".join(f"{n} {reason}" for reason, n in newest.left_out.items()) or "all are of the serial backend"
         raise ValueError(
             f"{recorded.path}: none of {len(newest.runs)} like runs gives a curve ({reasons}); "
             "run a parallel backend on a quiet machine"
         )
     return newest
+
+
+def _fits(value: object, wanted: object) -> bool:
+    if isinstance(value, str) and isinstance(wanted, str):
+        return value.startswith(wanted) if wanted else False
+    return value == wanted
+
+
+def unlike_conditions(those: Sequence[Study]) -> list[str]:
+    """Say in which conditions studies ran, and in what each differs from the newest; empty if all are alike."""
+    newest = {study.conditions: study for study in those}
+    if len(newest) < 2:
+        return []
+    *_, last = those
+    told = []
+    for id, study in newest.items():
+        unlike = [
+            f"{name} {old!r} is {new!r}" if len(f"{old}{new}") < 60 else name
+            for name, old, new in differences(study.provenance, last.provenance)
+        ]
+        n_runs = sum(len(other.runs) for other in those if other.conditions == id)
+        how = f"where {', '.join(unlike)}" if unlike else "the newest"
+        told.append(f"{id[:8]} ({n_runs} runs, {study.runs[-1].started_utc[:16]}, {how})")
+    return told
 
 
 def why_left_out(run: Run) -> str:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from parcompute import schema
 from parcompute.intervals import Interval, summarise
 from parcompute.scaling import Curve
 from parcompute.studies import Study
+from parcompute.sweep import Run
 from parcompute.verdict import verdict
 
 
@@ -33,6 +42,47 @@ def table(study: Study) -> list[str]:
     if any(point.beyond for curve in curves for point in curve.points):
         lines.append(f"* more workers than {study.n_cpus} CPU{'s' * (study.n_cpus > 1)}: in no fit")
     return lines + _left_out(study)
+
+
+def csv_of(runs: Iterable[tuple[Path, Run]]) -> str:
+    """Return runs as comma-separated text with a heading: one row each, as in the file."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, ["file", *(name for name, _, _ in schema.FIELDS)], lineterminator="\n")
+    writer.writeheader()
+    for path, run in runs:
+        writer.writerow({"file": str(path), **schema.row_of(run)})
+    return stream.getvalue()
+
+
+def as_dict(study: Study) -> dict[str, Any]:
+    """Return a study as plain values for `json`; what is not a number is None."""
+    told = {
+        "experiment": study.experiment,
+        "kind": study.kind,
+        "n_items": study.n_items,
+        "seed": study.seed,
+        "conditions": study.conditions,
+        "provenance": study.provenance.as_dict(),
+        "n_runs": len(study.runs),
+        "left_out": study.left_out,
+        "n_cpus": study.n_cpus,
+        "curves": [{**dataclasses.asdict(curve), "label": curve.label} for curve in study.curves],
+        "verdicts": verdicts(study),
+    }
+    plain: dict[str, Any] = _plain(told)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def verdicts(study: Study) -> list[str]:

@@ -25,6 +25,10 @@ def verdict(curve: Curve) -> str:
         said.append(_limit(curve.fit))
     if loss := _largest_loss(best):
         said.append(loss)
+    if summands := _consists(best):
+        said.append(summands)
+    if any(point.baseline_broken for point in curve.points):
+        said.append("kernels ran faster than in the serial reference (CompS > 1): the baseline is broken")
     if curve.left_out:
         said.append("left out: " + ", ".join(f"{n} {reason}" for reason, n in curve.left_out.items()))
     return f"{curve.label}: {'; '.join(said)}"
@@ -64,3 +68,24 @@ def _limit(found: Fit) -> str:
 def _largest_loss(point: Point) -> str:
     share, name = max(((share, name) for name, share in point.lost.items() if name != "useful"), default=(0.0, ""))
     return f"{100 * share:.1f} % lost to {name}" if share >= 0.001 else ""
+
+
+def _consists(point: Point) -> str:
+    """Say what the apparent serial fraction consists of (Karp & Flatt 1990, additive), largest first."""
+    if not point.fraction:
+        return ""
+    total = sum(point.fraction.values())
+    largest = sorted(point.fraction, key=lambda name: -abs(point.fraction[name]))[:3]
+    told = [f"{100 * point.fraction[name]:.1f} {_CAUSES.get(name, name)}" for name in largest]
+    rest = 100 * (total - sum(point.fraction[name] for name in largest))
+    return f"apparent serial fraction {100 * total:.1f} %: {', '.join([*told, f'{rest:.1f} other'])}"
+
+
+_CAUSES = {
+    "slowdown": "slower compute",
+    "lost_cpu": "not on a CPU",
+    "dispatch": "communication",
+    "return": "results",
+    "tail": "imbalance",
+    "base": "of the base itself",
+}
