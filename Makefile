@@ -10,7 +10,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:            # two experiments at once would measure each other
 
 # Each of these, if given, becomes an option of `parcompute run`: START_METHODS=fork is --start-methods fork.
-OPTIONS := PRESET WORKERS BACKENDS SCHEDULES START_METHODS THREADS_PER_WORKER ROUNDS SEED RESULTS
+OPTIONS := PRESET WORKERS BACKENDS VARIANTS SCHEDULES START_METHODS BLAS_THREADS SCALING THREADS_PER_WORKER ROUNDS PRECISION BUDGET SEED RESULTS
 lower = $(subst _,-,$(shell echo '$(1)' | tr A-Z a-z))
 options = $(foreach o,$(OPTIONS),$(if $($(o)),--$(call lower,$(o)) '$($(o))')) $(ARGS)
 
@@ -64,7 +64,7 @@ experiments: PRESET ?= quick
 experiments: $(EXPERIMENTS)   ## run all experiments, PRESET=quick unless given
 
 figures: $(RUN_READY)    ## draw all figures again from results/**/*.h5 alone
-	@find results -name '*.h5' -exec $(PARCOMPUTE) plot {} +
+	@find results -name '*.h5' -exec $(PARCOMPUTE) plot --conditions newest {} +
 
 # --- the project -------------------------------------------------------------------------------------------
 

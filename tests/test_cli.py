@@ -1,19 +1,22 @@
 """The command: help with examples, what it prints, the statuses it leaves with."""
 
+import csv
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from parcompute import __version__, cli, options, plates
+from parcompute import __version__, cli, options
 from parcompute.provenance import Provenance
-from parcompute.record import Record
+from parcompute.record import Record, read
 from parcompute.sweep import Configuration, Run
 from parcompute.timeline import CHUNK_DTYPE, WORKER_DTYPE, Timeline
 
@@ -42,12 +45,6 @@ def timeline(n_workers, wall_s):
     return Timeline(900, 1_000, end, chunks, workers)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def open_fonts(tmp_path_factory):
-    """Let Matplotlib open its fonts: it keeps them open until the program ends."""
-    plates.save(write(tmp_path_factory.mktemp("fonts")))
-
-
 @pytest.fixture
 def recorded(tmp_path):
     """A file with six rounds of serial runs and of processes on 1, 2 and 4, of which there are 2 CPUs."""
@@ -63,7 +60,7 @@ def write(folder):
                 wall_s = (8 + 0.01 * round_) / min(n_workers, 2)
                 run = Run(
                     configuration=Configuration(backend, n_workers, 1, "guided", "", "strong", 1_000),
-                    round=round_, seed=1, block_items=100, n_chunks=n_workers, wall_s=wall_s, startup_s=0.1, cpu_s=8.0,
+                    round=round_, seed=1, block_items=1_000, n_chunks=n_workers, wall_s=wall_s, startup_s=0.1, cpu_s=8.0,
                     digest="d", value=1.0, error=0.0, tolerance=0.0, verified=True, disturbed="",
                     started_utc="2025-01-01T00:00:00.000+00:00", provenance=id,
                     timelines=(timeline(n_workers, wall_s),),
@@ -265,3 +262,83 @@ def test_a_reader_that_has_left_is_no_traceback(recorded):
     os.close(write)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
+
+
+# --- for programs ------------------------------------------------------------------------------------------
+
+
+def test_show_gives_studies_as_json(capsys, recorded):
+    status, out, err = call(capsys, "show", recorded, "--json")
+    assert (status, err) == (0, "")
+    (study,) = json.loads(out)[str(recorded)]
+    (curve,) = study["curves"]
+    assert [point["n_workers"] for point in curve["points"]] == [1, 2, 4]
+    two = curve["points"][1]
+    assert two["speedup"]["low"] <= two["speedup"]["value"] <= two["speedup"]["high"]
+    assert study["provenance"]["cpu_model"] == "A64FX"
+    assert study["provenance"]["mhz"] is None  # what is not known is not a number
+    assert study["verdicts"]
+
+
+def test_show_gives_runs_as_rows(capsys, recorded):
+    status, out, err = call(capsys, "show", recorded, recorded, "--csv")
+    assert (status, err) == (0, "")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert len(rows) == 48
+    assert (rows[0]["file"], rows[0]["verified"]) == (str(recorded), "True")
+    assert {row["backend"] for row in rows} == {"serial", "processes"}
+    assert all(float(row["wall_s"]) > 0 for row in rows)
+
+
+FIRST = Provenance(cpu_model="A64FX", usable_cpus=2, n_cores=2)
+
+
+def test_unlike_conditions_are_listed_and_one_has_to_be_chosen(capsys, recorded):
+    other = replace(FIRST, cpu_model="M4")
+    with Record.open(recorded, "counting") as file:
+        file.add_provenance(other.id, other.as_dict())
+        for run in read(recorded).runs:
+            file.append(replace(run, provenance=other.id))
+    status, out, _ = call(capsys, "show", recorded)
+    assert status == 0
+    assert "unlike conditions, kept apart:" in out
+    assert "cpu_model 'A64FX' is 'M4'" in out
+    for command in ("plot", "simulate"):
+        status, out, err = call(capsys, command, recorded)
+        assert (status, out) == (2, "")
+        assert one_line(err)
+        assert f"choose with --conditions: {FIRST.conditions_id[:8]}" in err
+    for chosen in ("newest", other.conditions_id[:6]):
+        assert call(capsys, "plot", recorded, "--conditions", chosen, "--figure", "ratios")[0] == 0
+    assert call(capsys, "plot", recorded, "--conditions", "")[0] == 2
+    status, out, _ = call(capsys, "compare", recorded, recorded)
+    assert status == 0
+    assert "unlike: cpu_model is 'A64FX' in A and 'M4' in B" in out
+
+
+def test_simulate_predicts_and_draws(capsys, recorded):
+    status, out, err = call(capsys, "simulate", recorded, "--workers", "1,2,64")
+    assert (status, err) == (0, "")
+    assert "replayed: 6 runs of processes × 1" in out
+    assert "assumed:" in out
+    assert (recorded.parent / "counting-prediction.svg").exists()
+    status, out, _ = call(capsys, "simulate", recorded, "--workers", "2", "--json")
+    assert json.loads(out)["points"][0]["n_workers"] == 2
+
+
+def test_merge_writes_one_file(capsys, recorded):
+    status, out, err = call(capsys, "merge", recorded, "--into", recorded.parent / "all.h5")
+    assert (status, err) == (0, "")
+    assert "24 runs added" in out
+    assert len(read(recorded.parent / "all.h5").runs) == 24
+
+
+@pytest.mark.parametrize(
+    "command", [("compare", "nix.h5", "nix.h5"), ("simulate", "nix.h5"), ("merge", "nix.h5", "--into", "x")]
+)
+def test_a_file_that_is_missing_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call(capsys, *command)
+    assert (status, out) == (2, "")
+    assert one_line(err)
+    assert "nix.h5: does not exist" in err

@@ -36,9 +36,18 @@ def variables():
     return line.split()
 
 
+LEVELS = {
+    "variants": ("one", "other"),
+    "backends": ("serial",),
+    "schedules": ("guided",),
+    "start_methods": ("fork",),
+    "blas_threads": (1,),
+}
+
+
 def options_of_an_experiment(capsys):
     with pytest.raises(SystemExit):
-        options.command_line("name", "question", {"default": 1}, None, ["--help"])
+        options.command_line("name", "question", {"default": (1,)}, LEVELS, None, ["--help"])
     return set(re.findall(r"^  --([a-z-]+)", capsys.readouterr().out, re.MULTILINE)) - {"help"}
 
 

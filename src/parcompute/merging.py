@@ -48,8 +48,9 @@ def merge(files: Sequence[Path], into: Path) -> list[str]:
                 record.append(run)
                 added += 1
             there = len(each.runs) - added
-            host = Provenance.from_fields(next(iter(each.provenance.values()), {})).host or "unknown host"
-            told.append(f"{each.path} ({host}): {added} runs added{f', {there} were there already' * bool(there)}")
+            hosts = {Provenance.from_fields(fields).host or "unknown host" for fields in each.provenance.values()}
+            again = f", {there} were there already" if there else ""
+            told.append(f"{each.path} ({', '.join(sorted(hosts))}): {added} runs added{again}")
     return told + incomplete(read(into))
 
 

@@ -7,7 +7,6 @@ The kernels take as long as they did when they were recorded: what shares a memo
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from parcompute.blocks import Plan
 from parcompute.intervals import Interval, summarise
+from parcompute.losses import list_schedule
 from parcompute.sweep import Configuration, Run
 from parcompute.timeline import Timeline
 
@@ -216,7 +216,7 @@ def makespan_ns(run: Run, schedule: str, n_workers: int) -> int:
         costs = Costs.of(timeline)
         plan = Plan.cut(run.configuration.n_items, run.block_items, schedule, n_workers)
         ends = np.concatenate([[0], np.cumsum(block_ns(run, timeline))])
-        chunks = np.diff(ends[plan.edges]).astype(np.int64)
+        chunks = np.diff(np.rint(ends[plan.edges]).astype(np.int64))
         total += costs.before + _replay(chunks, costs, plan.schedule.kind, n_workers) + costs.after
     return total
 
@@ -250,7 +250,4 @@ def _replay(chunks: Ints, costs: Costs, kind: str, n_workers: int) -> int:
     if kind == "static":
         own = np.bincount(np.arange(len(chunks)) % n_workers, chunks + around, n_workers)
         return int(own.max()) - costs.claim
-    free = [0] * min(n_workers, len(chunks))
-    for took in chunks.tolist():
-        heapq.heapreplace(free, free[0] + took + around)
-    return max(free) - costs.claim
+    return list_schedule((chunks + around).tolist(), min(n_workers, len(chunks))) - costs.claim
