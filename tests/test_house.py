@@ -79,6 +79,8 @@ HOUSE = {
     "losses": (READ, 2),
     "simulate": (READ, 2),
     "fits": (READ, 2),
+    "choice": (READ, 3),
+    "points": (READ, 1),
     "models": (READ, 1),
     "laws": (READ, 1),
     "bootstrap": (READ, 1),
@@ -87,7 +89,7 @@ HOUSE = {
 # Who may import what costs much or may be missing; everyone else gets it through them.
 ONLY_IN = {
     "h5py": {"record", "sources", "checkpoint"},
-    "scipy": {"laws", "fits"},
+    "scipy": {"bootstrap", "laws", "fits"},
     "matplotlib": {"figures", "ledgers", "plates"},
     "joblib": {"announce", "backends.joblib", "for_joblib"},
     "dask": {"backends.dask"},
