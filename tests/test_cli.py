@@ -60,8 +60,8 @@ def write(folder):
                 wall_s = (8 + 0.01 * round_) / min(n_workers, 2)
                 run = Run(
                     configuration=Configuration(backend, n_workers, 1, "guided", "", "strong", 1_000),
-                    round=round_, seed=1, block_items=1_000, n_chunks=n_workers, wall_s=wall_s, startup_s=0.1, cpu_s=8.0,
-                    digest="d", value=1.0, error=0.0, tolerance=0.0, verified=True, disturbed="",
+                    round=round_, seed=1, block_items=1_000, n_chunks=n_workers, wall_s=wall_s, startup_s=0.1,
+                    cpu_s=8.0, digest="d", value=1.0, error=0.0, tolerance=0.0, verified=True, disturbed="",
                     started_utc="2025-01-01T00:00:00.000+00:00", provenance=id,
                     timelines=(timeline(n_workers, wall_s),),
                 )  # fmt: skip
@@ -324,6 +324,25 @@ def test_simulate_predicts_and_draws(capsys, recorded):
     assert (recorded.parent / "counting-prediction.svg").exists()
     status, out, _ = call(capsys, "simulate", recorded, "--workers", "2", "--json")
     assert json.loads(out)["points"][0]["n_workers"] == 2
+
+
+def test_fit_takes_records_and_tables(capsys, recorded, tmp_path):
+    status, out, err = call(capsys, "fit", recorded)
+    assert (status, err) == (0, "")
+    assert f"{recorded}: processes" in out
+    assert "not identifiable from 2 points" in out  # the third has more workers than CPUs
+    assert "none is preferred" in out
+    table = tmp_path / "table.csv"
+    table.write_text("workers,time\n" + "".join(f"{n},{8 * (0.05 + 0.95 / n)}\n" for n in (1, 2, 4, 8, 16, 32, 64)))
+    status, out, _ = call(capsys, "fit", table, "--law", "amdahl", "--json")
+    assert json.loads(out)[str(table)]["fits"]["amdahl"]["parameters"]["s"] == pytest.approx(0.05)
+    for wrong in (("--law", "nix"), ("--loss", "nix"), ("--law", "amdahl", "--loss", "linearised")):
+        status, out, err = call(capsys, "fit", table, *wrong)
+        assert (status, out) == (2, "")
+        assert one_line(err)
+    table.write_text("1 2\n2 1\n")
+    assert "pass --time or --rate" in call(capsys, "fit", table)[2]
+    assert call(capsys, "fit", table, "--time")[0] == 0
 
 
 def test_merge_writes_one_file(capsys, recorded):

@@ -86,6 +86,8 @@ HOUSE = {
     "losses": (READ, 2),
     "simulate": (READ, 4),
     "fits": (READ, 2),
+    "choice": (READ, 3),
+    "points": (READ, 6),
     "models": (READ, 1),
     "laws": (READ, 1),
     "bootstrap": (READ, 1),
@@ -94,7 +96,7 @@ HOUSE = {
 # Who may import what costs much or may be missing; everyone else gets it through them.
 ONLY_IN = {
     "h5py": {"record", "sources", "checkpoint"},
-    "scipy": {"laws", "fits"},
+    "scipy": {"bootstrap", "laws", "fits"},
     "matplotlib": {"charts", "figures", "gantt", "ledgers", "panels", "plates"},
     "joblib": {"announce", "backends.joblib", "for_joblib"},
     "dask": {"backends.dask"},

@@ -1,6 +1,7 @@
 """Intervals of a law's parameters, by drawing whole rounds again and computing everything anew.
 
-A round is drawn as a whole since what disturbs a machine for a while disturbs all of its runs.
+A round is drawn as a whole since what disturbs a machine for a while disturbs all of its runs. The ends are quantiles
+farther out than 2.5 %, since few rounds scatter less than what they are a sample of (docs/decisions/0014).
 """
 
 from __future__ import annotations
@@ -18,9 +19,6 @@ MIN_ROUNDS = 6
 
 # What runs off to infinity when a parameter is on its lower bound.
 _FOLLOWERS = {"s": "S_max", "kappa": "N_peak", "sigma": "S_limit", "per_doubling": "N_peak"}
-
-# One-sided 95 % of the normal law.
-_ONE_SIDED = 1.645
 
 Rounds = npt.NDArray[np.int64] | None
 Intervals = dict[str, tuple[float, float]]
@@ -65,11 +63,18 @@ def parameter_intervals(
         return named(law, solve(law, loss, n, t)[0]) | beyond
 
     drawn, by = _draws(statistic, N, T, rounds, n_draws, seed)
-    intervals = {
-        name: (_quantile(values, 0.025), _quantile(values, 0.975))
-        for name, values in drawn.items()
-        if not name.startswith("free ")
-    }
+    found = named(law, theta)
+    tail, tail_of_one, reach, reach_of_one = _expanded(rounds)
+    intervals = {}
+    for name, values in drawn.items():
+        if name.startswith("free "):
+            continue
+        low, high = _quantile(values, tail), _quantile(values, 1 - tail)
+        # The draws of six rounds have no such far quantiles: then Student's interval reaches farther.
+        if np.isfinite(values).all():
+            half = reach * float(values.std())
+            low, high = min(low, max(0.0, found[name] - half)), max(high, found[name] + half)
+        intervals[name] = low, high
     for i, name in enumerate(names):
         if not drawn or name not in boundary:
             continue
@@ -77,12 +82,12 @@ def parameter_intervals(
             intervals.pop(silent, None)
         if f"free {name}" not in drawn:
             continue
-        reach = _ONE_SIDED * float(drawn[f"free {name}"].std())
+        across = reach_of_one * float(drawn[f"free {name}"].std())
         if theta[i] > 0:
-            intervals[name] = (min(_quantile(drawn[name], 0.05), theta[i] - reach), float(theta[i]))
+            intervals[name] = (min(_quantile(drawn[name], tail_of_one), theta[i] - across), float(theta[i]))
             continue
         at_bound = theta.copy()
-        at_bound[i] = max(_quantile(drawn[name], 0.95), reach)
+        at_bound[i] = max(_quantile(drawn[name], 1 - tail_of_one), across)
         intervals[name] = (0.0, float(at_bound[i]))
         if (follower := _FOLLOWERS.get(name)) in named(law, at_bound):
             intervals[str(follower)] = (named(law, at_bound)[str(follower)], inf)
@@ -106,7 +111,8 @@ def amdahl_bounds(N: Floats, T: Floats, rounds: Rounds, n_draws: int, seed: int)
 
     drawn, by = _draws(statistic, N, T, rounds, n_draws, seed)
     if drawn:
-        largest = max(_quantile(drawn["s"], 0.95), _ONE_SIDED * float(drawn["free"].std()))
+        _, tail_of_one, _, reach_of_one = _expanded(rounds)
+        largest = max(_quantile(drawn["s"], 1 - tail_of_one), reach_of_one * float(drawn["free"].std()))
     else:
         largest = float(solve("amdahl", "relative", N, T)[0][1])
         by += "; s is at most what is fitted, without regard to noise"
@@ -140,6 +146,19 @@ def _draws(
         return {}, f"no intervals: {n_draws - len(drawn)} of {n_draws} draws lacked worker counts; complete the rounds"
     by = f"95 %, bootstrap of {len(members)} rounds, {n_draws} draws, seed {seed}"
     return {name: np.array([value[name] for value in drawn]) for name in drawn[0]}, by
+
+
+def _expanded(rounds: Rounds) -> tuple[float, float, float, float]:
+    """Return the quantile of the draws at which a 95 % interval ends, two- and one-sided, and the two in deviations.
+
+    n drawn rounds scatter as a sample of n does around its mean, with √((n − 1)/n) of the true deviation and without
+    Student's tails; the quantile makes good for both (Hesterberg 2015).
+    """
+    from scipy.stats import norm, t
+
+    n = max(2, 0 if rounds is None else len(np.unique(rounds)))
+    two_sided, one_sided = (np.sqrt(n / (n - 1)) * t.ppf(1 - level, n - 1) for level in (0.025, 0.05))
+    return float(norm.sf(two_sided)), float(norm.sf(one_sided)), float(two_sided), float(one_sided)
 
 
 def _quantile(values: Floats, q: float) -> float:

@@ -13,6 +13,9 @@ import click
 from parcompute import __version__
 from parcompute.options import Counts, Schedules
 
+# What is fitted unless it is said.
+FITTED = ("amdahl", "usl", "logarithmic", "saturation")
+
 
 @click.group(epilog="Each command has --help with an example.")
 @click.version_option(__version__)
@@ -107,6 +110,32 @@ def plot(files: tuple[str, ...], formats: tuple[str, ...], kinds: tuple[str, ...
     for file in files:
         for path in plates.save(Path(file), formats=formats or ("png", "svg"), figures=kinds or None, **chosen):
             click.echo(path)
+
+
+@commands.command(epilog="Example: parcompute fit measured.csv --law amdahl --law usl --loss throughput")
+@click.argument("file", type=click.Path())
+@click.option("--law", "laws", multiple=True, help="Again and again; amdahl, usl, logarithmic and saturation.")
+@click.option("--loss", default="relative", show_default=True, help="relative, log, throughput or linearised.")
+@click.option(
+    "--rate/--time", "of_rate", default=None, help="What the second column of a table is, if it has no heading."
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_of_one_study
+def fit(file: str, laws: tuple[str, ...], loss: str, of_rate: bool | None, as_json: bool, **chosen: Any) -> None:
+    """Fit laws of scaling to FILE: a record, or any table of workers, time (or throughput), and optionally rounds."""
+    from parcompute import points
+    from parcompute.choice import compare_laws
+
+    tables = points.of_file(Path(file), of_rate=of_rate, **chosen)
+    found = {
+        name: compare_laws(laws or FITTED, each.n_workers, each.times_s, loss=loss, rounds=each.rounds)
+        for name, each in tables.items()
+    }
+    if as_json:
+        click.echo(json.dumps({name: compared.as_dict() for name, compared in found.items()}, indent=2))
+        return
+    for name, compared in found.items():
+        click.echo("\n".join([name, *(f"  {line}" for line in compared.describe()), ""]))
 
 
 @commands.command(epilog="Example: parcompute compare before.h5 after.h5")

@@ -6,6 +6,7 @@ Times are fitted, not speedups: a speedup shares its T1 with all others, so thei
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -44,6 +45,8 @@ class Fit:
         How the intervals were found, or why there are none.
     standard_errors : mapping of str to float
         From the curvature of the loss, for parameters that are not on a boundary.
+    correlations : mapping of str to float
+        Of pairs of parameters that are not on a boundary, by ``"sigma, kappa"``: near −1 the one does the other's work.
     boundary : tuple of str
         Parameters on their boundary.
     residuals : ndarray, shape (n_points,)
@@ -63,6 +66,7 @@ class Fit:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     intervals_by: str = ""
     standard_errors: Mapping[str, float] = field(default_factory=dict)
+    correlations: Mapping[str, float] = field(default_factory=dict)
     boundary: tuple[str, ...] = ()
     residuals: Floats = field(default_factory=lambda: np.zeros(0))
     lack_of_fit: tuple[float, float] | None = None
@@ -163,6 +167,7 @@ def fit(
     theta, boundary = solve(law, loss, N, T)
     left = residuals(law, loss, N, T, theta)
     intervals, by = parameter_intervals(law, loss, N, T, R, theta, boundary, n_draws, seed)
+    errors, correlations = _errors(law, loss, N, T, theta, boundary)
     reason = ""
     if law == "usl" and N.max() <= USL_NEEDS_MORE_THAN:
         reason = f"up to {N.max():.0f} workers sigma and kappa cannot be told apart"
@@ -176,7 +181,8 @@ def fit(
         parameters=named(law, theta),
         intervals=intervals,
         intervals_by=by,
-        standard_errors=_standard_errors(law, loss, N, T, theta, boundary),
+        standard_errors=errors,
+        correlations=correlations,
         boundary=boundary,
         residuals=left,
         lack_of_fit=_lack_of_fit(law, loss, N, T, float(left @ left)),
@@ -256,13 +262,14 @@ def _checked(
 # ── how sure ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _standard_errors(
+def _errors(
     law: str, loss: str, N: Floats, T: Floats, theta: Floats, boundary: tuple[str, ...]
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return standard errors and correlations, from the curvature of the loss."""
     names = LAWS[law].parameters
     free = [i for i, name in enumerate(names) if name not in boundary and not (loss == "linearised" and name == "T1")]
     if len(T) <= len(free):
-        return {}
+        return {}, {}
     columns = []
     for i in free:
         step = np.zeros_like(theta)
@@ -273,10 +280,16 @@ def _standard_errors(
     left = residuals(law, loss, N, T, theta)
     scale = np.linalg.norm(J, axis=0)
     if not (scale > 0).all() or np.linalg.matrix_rank(J / scale) < len(free):
-        return {}
+        return {}, {}
     variance = float(left @ left) / (len(T) - len(free))
-    errors = np.sqrt(variance * np.diag(np.linalg.inv((J / scale).T @ (J / scale)))) / scale
-    return {names[i]: float(error) for i, error in zip(free, errors, strict=True)}
+    covariance = variance * np.linalg.inv((J / scale).T @ (J / scale))
+    spread = np.sqrt(np.diag(covariance))
+    errors = {names[i]: float(error) for i, error in zip(free, spread / scale, strict=True)}
+    if not (spread > 0).all():
+        return errors, {}
+    pairs = itertools.combinations(range(len(free)), 2)
+    correlation = covariance / np.outer(spread, spread)
+    return errors, {f"{names[free[a]]}, {names[free[b]]}": float(correlation[a, b]) for a, b in pairs}
 
 
 def _lack_of_fit(law: str, loss: str, N: Floats, T: Floats, rss: float) -> tuple[float, float] | None:
