@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -500,35 +498,62 @@ def start(program: str, **how: object) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **how)  # type: ignore[call-overload, no-any-return]
 
 
-APPEND_FOR_EVER = """
-    from test_record import *
-    with Record.open({path!r}, "montecarlo") as record:
-        record.add_provenance("here", {{"host": "node7"}})
-        timeline = a_timeline(2_000)
-        print("open", flush=True)
-        while True:
-            print(record.append(a_run(timeline=timeline)), flush=True)
+SWEEP_UNTIL_KILLED = """
+    import os, random, signal, sys, time
+    import h5py, numpy.random  # what each victim would otherwise load
+    from parcompute import Check, measure
+    from parcompute.record import Record, read
+    from parcompute.sweep import Configuration, Sweep
+
+    path, n_kills = sys.argv[1], int(sys.argv[2])
+    ways = tuple(Configuration(backend, 1, 1, "dynamic", "", "strong", 5_000) for backend in ("serial", "threads"))
+
+    def count(executor, n_items, seed):
+        return executor.reduce_blocks(lambda block: block.size, n_items=n_items, block_items=10)
+
+    def sweep(report):
+        with Record.open(path, "counting") as record:
+            record.add_provenance("here", {"host": "node7"})
+            truth = lambda n, n_items: Check(n, n_items, 0, "equality")
+            done = read(path).runs
+            for run in measure.measure(Sweep(ways, 500, 1), count, truth, "here", done=done):
+                os.write(report, b"%d\\n" % record.append(run))
+
+    moments, n_runs = random.Random(n_kills), 0
+    for _ in range(n_kills):
+        ours, theirs = os.pipe()
+        victim = os.fork()
+        if victim == 0:
+            os.close(ours)
+            sweep(theirs)
+        os.close(theirs)
+        # Not to wait for anything: the moment of the kill is what is drawn, a run and its append take some 40 ms.
+        time.sleep(moments.uniform(0, 0.2))
+        os.kill(victim, signal.SIGKILL)
+        os.waitpid(victim, 0)
+        with os.fdopen(ours, "rb") as reported:
+            rows = [int(line) for line in reported.read().splitlines(True) if line.endswith(b"\\n")]
+        if not os.path.exists(path):
+            assert not rows
+            continue
+        n_reported = rows[-1] + 1 if rows else n_runs
+        back = read(path, timelines=True)
+        assert n_reported <= len(back.runs) <= n_reported + 1, (n_reported, len(back.runs))
+        assert all(len(run.timelines[0].chunks) == 500 for run in back.runs)
+        assert len({(run.round, run.configuration) for run in back.runs}) == len(back.runs)  # none is made twice
+        n_runs = len(back.runs)
+    print(n_runs)
 """
 
 
 @pytest.mark.slow
-def test_kill_9_at_random_moments_loses_at_most_the_run_in_progress(path: Path) -> None:
-    moments = random.Random(0)
-    n_runs = 0
-    for _ in range(15):
-        with start(APPEND_FOR_EVER.format(path=str(path))) as writer:
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == "open\n"
-            # Not to wait for anything: the moment of the kill is what is drawn, an append takes some 5 ms.
-            time.sleep(moments.uniform(0, 0.03))
-            writer.send_signal(signal.SIGKILL)
-            reported = [int(line) for line in writer.stdout.read().splitlines(True) if line.endswith("\n")]
-        n_reported = reported[-1] + 1 if reported else n_runs
-        back = read(path, timelines=True)
-        assert n_reported <= len(back.runs) <= n_reported + 1
-        assert all(len(run.timelines[0].chunks) == 2_000 for run in back.runs)
-        n_runs = len(back.runs)
-    with Record.open(path, "montecarlo"):
+@pytest.mark.parametrize("n_kills", [25, pytest.param(200, marks=pytest.mark.stress)])
+def test_kill_9_at_random_moments_of_a_sweep_loses_at_most_the_run_in_progress(path: Path, n_kills: int) -> None:
+    program = [sys.executable, "-W", "error", "-c", textwrap.dedent(SWEEP_UNTIL_KILLED), str(path), str(n_kills)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=280)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) > n_kills // 2
+    with Record.open(path, "counting"):
         assert [entry.name for entry in path.parent.glob(".*.tmp")] == []
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 

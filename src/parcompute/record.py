@@ -365,11 +365,12 @@ def _image_of(path: Path) -> bytes:
             # HDF5 locks a file with flock() while it has it open. Our own writers replace the file and
             # never need it; another program that edits it in place would hand us half of its changes.
             try:
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                if os.environ.get("HDF5_USE_FILE_LOCKING", "").upper() not in ("FALSE", "0"):
+                    fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RecordError(
                     f"{path}: another program has it open for writing; close it there "
-                    "(a program that only reads can be started with HDF5_USE_FILE_LOCKING=FALSE)"
+                    "(if it only reads, set HDF5_USE_FILE_LOCKING=FALSE for either of the two)"
                 ) from None
             except OSError:
                 pass  # a file system without locks, as Lustre is mounted on some clusters
