@@ -67,7 +67,8 @@ HOUSE = {
     "procfs": (HALL, 0),
     "atomic": (HALL, 0),
     # reads runs
-    "report": (READ, 6),
+    "report": (READ, 8),
+    "rules": (READ, 6),
     "figures": (READ, 5),
     "plates": (READ, 7),
     "panels": (READ, 6),

@@ -73,5 +73,5 @@ def test_another_seed_gives_another_price(montecarlo):
 
 
 def test_each_preset_is_larger_than_the_one_before(montecarlo):
-    sizes = montecarlo.montecarlo.n_items
+    sizes = montecarlo.montecarlo.sizes
     assert sizes["quick"] < sizes["default"] < sizes["full"]

@@ -155,6 +155,16 @@ def compare(a: str, b: str, as_json: bool, seed: int | None, n_items: int | None
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else "\n".join(found.describe()))
 
 
+@commands.command(epilog="Example: parcompute report results/reference/montecarlo.h5 --output page.html")
+@click.argument("files", nargs=-1, required=True, type=click.Path())
+@click.option("--output", type=click.Path(dir_okay=False), help="Where to write; beside the first file if left out.")
+def report(files: tuple[str, ...], output: str | None) -> None:
+    """Write one self-contained HTML page about FILES: verdict, figures, tables, conditions, rules and data."""
+    from parcompute import report
+
+    click.echo(report.write([Path(file) for file in files], Path(output) if output else None))
+
+
 @commands.command(epilog="Example: parcompute merge node*/montecarlo.h5 --into montecarlo.h5")
 @click.argument("files", nargs=-1, required=True, type=click.Path())
 @click.option("--into", required=True, type=click.Path(dir_okay=False), help="A new file, or one to add to.")

@@ -25,8 +25,16 @@ def table(study: Study) -> list[str]:
     curves = study.curves
     if not curves:
         return [str(study), *_serial_only(study), *_left_out(study)]
-    rows: list[Sequence[str]] = [("backend", "workers", "runs", "time (s)", "speed-up", "efficiency (%)")]
-    for curve in curves:
+    lines = [str(study), *_verified(study), *_bases(curves), *_aligned(points(study))]
+    if any(point.beyond for curve in curves for point in curve.points):
+        lines.append(f"* more workers than {study.n_cpus} CPU{'s' * (study.n_cpus > 1)}: in no fit")
+    return lines + _left_out(study)
+
+
+def points(study: Study) -> list[tuple[str, ...]]:
+    """Return a heading, and a row per point of the curves: times, speed-ups and efficiencies with their intervals."""
+    rows: list[tuple[str, ...]] = [("backend", "workers", "runs", "time (s)", "speed-up", "efficiency (%)")]
+    for curve in study.curves:
         for point in curve.points:
             rows.append(
                 (
@@ -38,10 +46,7 @@ def table(study: Study) -> list[str]:
                     _shown(_percent(point.efficiency), 1),
                 )
             )
-    lines = [str(study), *_verified(study), *_bases(curves), *_aligned(rows)]
-    if any(point.beyond for curve in curves for point in curve.points):
-        lines.append(f"* more workers than {study.n_cpus} CPU{'s' * (study.n_cpus > 1)}: in no fit")
-    return lines + _left_out(study)
+    return rows
 
 
 def csv_of(runs: Iterable[tuple[Path, Run]]) -> str:
