@@ -59,10 +59,10 @@ class Joblib(CountsDone, StoresHere):
             compute = self._joblib.delayed(remote.compute_unless)
             stop = shared.share(np.zeros(1, np.uint8))
             submitted_ns = time.perf_counter_ns()
-            answers = self._parallel(return_as="generator_unordered")(
-                compute(stop, job, *task) for task in list(caller.chunks())
-            )
-            try:
+            try:  # a worker may die while tasks are still handed out
+                answers = self._parallel(return_as="generator_unordered")(
+                    compute(stop, job, *task) for task in list(caller.chunks())
+                )
                 for answer in answers:
                     caller.store(answer)
                     if caller.failures and not job.keep_going:
