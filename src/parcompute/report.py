@@ -38,7 +38,7 @@ figure img { display: block; width: 100%; height: auto; }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: .3rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-td.n, th.n { text-align: right; white-space: nowrap; }
+td.n, th.n { text-align: right; white-space: nowrap; } td:first-child { white-space: nowrap; }
 th { background: var(--card); }
 tr:last-child td { border-bottom: 0; }
 .yes { color: var(--good); font-weight: 600; white-space: nowrap; }
@@ -49,7 +49,8 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: .3r
 summary { cursor: pointer; font-weight: 600; margin: 1rem 0 .5rem; }
 @media print { :root { --ink: #000; --soft: #333; --paper: #fff; --card: #fff; --line: #999; --good: #000; --bad: #000;
   --link: #000; } body { max-width: none; padding: 0; font-size: 9pt; } h2 { break-before: page; }
-  h2:first-of-type { break-before: auto; } figure, tr { break-inside: avoid; } details > * { display: block; }
+  h2:first-of-type { break-before: auto; } figure, tr { break-inside: avoid; }
+  details::details-content { content-visibility: visible; }
   .wide { overflow: visible; border: 0; } nav, .data { display: none; } }
 """
 
