@@ -51,7 +51,7 @@ summary { cursor: pointer; font-weight: 600; margin: 1rem 0 .5rem; }
   --link: #000; } body { max-width: none; padding: 0; font-size: 9pt; } h2 { break-before: page; }
   h2:first-of-type { break-before: auto; } figure, tr { break-inside: avoid; }
   details::details-content { content-visibility: visible; }
-  .wide { overflow: visible; border: 0; } nav, .data { display: none; } }
+  .wide { overflow: visible; border: 0; } td.n, th.n { white-space: normal; } nav, .data { display: none; } }
 """
 
 
