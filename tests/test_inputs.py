@@ -529,3 +529,25 @@ def test_a_small_array_travels_by_value():
     pickled, keep_alive = jobs.dumps((len, (np.arange(50.0),), {}), "the call")
     assert keep_alive == []
     assert jobs.loads(pickled)[1][0].tolist() == list(range(50))
+
+
+# --- arguments beside what a kernel asks for ---------------------------------------------------------------
+
+
+def test_arguments_go_past_what_the_kernel_asks_for():
+    def kernel(x, block, factor, rng, offset=0.0):
+        return x * factor + offset + 0 * block.start + 0 * rng.random()
+
+    x = np.arange(10.0)
+    with pc.Executor(backend="serial") as executor:
+        for args, kwargs in (((2.0,), {}), ((2.0, 1.0), {}), ((2.0,), {"offset": 1.0}), ((), {"factor": 2.0})):
+            offset = kwargs.get("offset", args[1] if len(args) > 1 else 0.0)
+            found = executor.map_blocks(kernel, x, block_items=3, args=args, kwargs=kwargs)
+            assert found.tolist() == (2 * x + offset).tolist()
+        assert executor.reduce_blocks(lambda block, n: n * block.size, n_items=10, args=(3,)) == 30
+        with pytest.raises(TypeError, match="put the arrays first"):
+            executor.map_blocks(lambda block, x: x, x)
+        with pytest.raises(TypeError, match="3 args for the parameters factor, offset of the kernel"):
+            executor.map_blocks(kernel, x, args=(1, 2, 3))
+        with pytest.raises(TypeError, match="is given factor twice"):
+            executor.map_blocks(kernel, x, args=(1,), kwargs={"factor": 2})

@@ -92,12 +92,37 @@ def pin_of(pin: Any, backend: str) -> bool:
     return True
 
 
-def asked_of(kernel: Any, kwargs: Mapping[str, Any] | None) -> tuple[frozenset[str], dict[str, Any]]:
-    """Return what a kernel asks for by parameter name, and the keyword arguments it is given anyway."""
+def asked_of(
+    kernel: Any, n_arrays: int, args: Sequence[Any], kwargs: Mapping[str, Any] | None
+) -> tuple[frozenset[str], tuple[Any, ...], dict[str, Any]]:
+    """Return what a kernel asks for by parameter name, and the arguments that it is given anyway.
+
+    What it asks for may stand anywhere behind its arrays: arguments go to the other parameters in their order.
+    """
     if not callable(kernel):
         raise TypeError(f"kernel={kernel!r} is {type(kernel).__name__}; pass a function of one block")
-    given = dict(kwargs or {})
-    return jobs.asked_for(kernel) - given.keys(), given
+    args, given = tuple(args), dict(kwargs or {})
+    asks = jobs.asked_for(kernel) - given.keys()
+    if not asks:
+        return asks, args, given
+    names = jobs.positional(kernel)
+    if wrong := asks.intersection(names[:n_arrays]):
+        raise TypeError(
+            f"the kernel has {', '.join(sorted(wrong))} among its first {n_arrays} parameters, which are the arrays; "
+            "put the arrays first"
+        )
+    if asks.intersection(names[: n_arrays + len(args)]):
+        free = [name for name in names[n_arrays:] if name not in asks]
+        if len(args) > len(free):
+            raise TypeError(
+                f"{len(args)} args for the parameters {', '.join(free) or 'none'} of the kernel; pass as many"
+            )
+        if twice := given.keys() & free[: len(args)]:
+            raise TypeError(
+                f"the kernel is given {', '.join(sorted(twice))} twice, in args and in kwargs; pass it once"
+            )
+        args, given = (), dict(zip(free, args, strict=False)) | given
+    return asks, args, given
 
 
 def n_items_of(arrays: Sequence[Any], n_items: Any) -> int:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parcompute import console, machine, measure, record, tables
+from parcompute import console, machine, measure, panels, record, tables
 from parcompute.options import BUDGET_S
 from parcompute.provenance import Provenance, differences
 from parcompute.studies import fit_limit, studies
@@ -188,27 +188,31 @@ def perform(this: Subject, chosen: Choice) -> Path:
     if checks:
         print(f"\nagainst the truth: {checks[-1]}")
     kinds = {c.kind for c in sweep.configurations if c.backend != "serial"} or {"strong"}
-    for study in studies(record.read(path, timelines=True)):
-        if (study.conditions, study.seed) != (provenance.conditions_id, sweep.seed):
-            continue
-        if study.n_items in sizes and study.kind in kinds:
-            tell(study, path, sweep)
+    own = [
+        study
+        for study in studies(record.read(path, timelines=True))
+        if (study.conditions, study.seed) == (provenance.conditions_id, sweep.seed)
+        if study.n_items in sizes and study.kind in kinds
+    ]
+    for study in own:
+        print("\n".join(["", *tables.table(study), "", *tables.verdicts(study)]).rstrip() + "\n", flush=True)
+    if any(run.disturbed for study in own for run in study.runs):
+        print(f"what was disturbed is in no number above; --budget {2 * max(60, sweep.budget_s):g} allows more runs\n")
+    print(path)
+    for figure in drawn(own, path):
+        print(figure)
     return path
 
 
-def tell(study: Study, path: Path, sweep: Sweep) -> None:
-    """Print what came out of a sweep, and draw it."""
-    print("\n".join(["", *tables.table(study), "", *tables.verdicts(study), ""]), flush=True)
-    if any(run.disturbed for run in study.runs):
-        print(f"what was disturbed is in no number above; --budget {2 * max(60, sweep.budget_s):g} allows more runs\n")
-    print(path)
-    from parcompute import panels
+def drawn(own: Sequence[Study], path: Path) -> list[Path]:
+    """Draw the largest problem of each kind of scaling, and all sizes together where there are several."""
+    if not any(map(panels.available, own)):
+        return []
+    from parcompute import plates  # only now: what is recorded and told needs no Matplotlib
 
-    if panels.available(study):
-        from parcompute import plates  # only now: what is recorded and told needs no Matplotlib
-
-        for figure in plates.save_study(study, path):
-            print(figure)
+    largest = {study.kind: study for study in sorted(own, key=lambda study: study.n_items)}
+    figures = [figure for study in largest.values() for figure in plates.save_study(study, path)]
+    return figures + plates.save_sizes(own, path)
 
 
 def sweep_told(sweep: Sweep, n_cpus: int) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from parcompute.sweep import Configuration, Run, Sweep
+from parcompute.sweep import BESIDE_S, Configuration, Run, Sweep
 
 
 class Console(Protocol):
@@ -57,7 +57,7 @@ class Progress:
         for run in kept:
             self.wall_s[run.configuration].append(run.wall_s)
         self.n_disturbed = sum(bool(run.disturbed) for run in kept)
-        self.spent_s = sum(run.startup_s + run.wall_s for run in kept)
+        self.spent_s = sum(run.startup_s + run.wall_s + BESIDE_S for run in kept)
         self.now = ""
         self._began_s: float | None = None
         self._took_s: list[float] = []
@@ -85,7 +85,7 @@ class Progress:
     def add(self, run: Run) -> None:
         """Note that the run has ended, and its time; the time of a wrong result is none."""
         self._end()
-        self.spent_s += run.startup_s + run.wall_s
+        self.spent_s += run.startup_s + run.wall_s + BESIDE_S
         if run.verified:
             self.wall_s[run.configuration].append(run.wall_s)
         self.n_disturbed += bool(run.disturbed)

@@ -237,7 +237,7 @@ class Executor(CallExecutor):
         called_ns = time.perf_counter_ns()
         backend = self._usable()
         plan = self._cut(arrays, n_items, block_items, halo)
-        asks, kwargs = arguments.asked_of(kernel, kwargs)
+        asks, args, kwargs = arguments.asked_of(kernel, len(arrays), args, kwargs)
         policy = arguments.policy_of(on_error, block_timeout, self.backend)
         outputs, targets = arguments.rows_of(plan, arrays, out, dtype, item_shape, "out" in asks)
         if targets is not None and all(map(backend.reaches, targets)):
@@ -246,7 +246,7 @@ class Executor(CallExecutor):
             outputs.allocate((outputs.fields, outputs.single), backend.allocate)
         self._note(
             *self._run(
-                Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), tuple(args), kwargs, asks, *policy),
+                Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), args, kwargs, asks, *policy),
                 called_ns,
                 checkpoint,
                 seed,
@@ -308,13 +308,13 @@ class Executor(CallExecutor):
         """
         called_ns = time.perf_counter_ns()
         plan = self._cut(arrays, n_items, block_items, 0)
-        asks, kwargs = arguments.asked_of(kernel, kwargs)
+        asks, args, kwargs = arguments.asked_of(kernel, len(arrays), args, kwargs)
         policy = arguments.policy_of(on_error, block_timeout, self.backend)
         if "out" in asks:
             raise ValueError("the kernel asks for out, but the blocks of reduce_blocks have no rows; use map_blocks")
         outputs = Partials(plan, combine)
         timeline, plan = self._run(
-            Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), tuple(args), kwargs, asks, *policy),
+            Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), args, kwargs, asks, *policy),
             called_ns,
             checkpoint,
             seed,

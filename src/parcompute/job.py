@@ -81,6 +81,12 @@ def asked_for(kernel: Callable[..., Any]) -> frozenset[str]:
     )
 
 
+def positional(kernel: Callable[..., Any]) -> list[str]:
+    """Return the names of the parameters that arguments can be given to by their place and by their name."""
+    parameters = inspect.signature(kernel).parameters.values()
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
 class Keeper(Protocol):
     """Keeps the finished blocks of a job in a file while it runs, in the process that asked for it."""
 

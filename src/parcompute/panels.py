@@ -174,23 +174,41 @@ def _of_ways(study: Study) -> dict[Configuration, list[Run]]:
 
 
 def _ratios(study: Study) -> Panel:
-    ways = dict(sorted(_of_ways(study).items(), key=lambda item: item[0].way))
-    reference = next((c for c in ways if c.backend == "processes"), next(iter(ways)))
-    base = summarise([run.wall_s for run in ways[reference]])
-    rows = [
-        (c.way, c.backend, ratio([run.wall_s for run in runs], [run.wall_s for run in ways[reference]]))
-        for c, runs in ways.items()
-        if c != reference
-    ]
+    groups: dict[str, dict[Configuration, list[Run]]] = {}
+    for c, runs in sorted(_of_ways(study).items(), key=lambda item: (order(item[0]), item[0].way)):
+        groups.setdefault(group_of(c), {})[c] = runs
+    rows, bases, names = [], [], []
+    for ways in groups.values():
+        reference = next((c for c in ways if c.backend == "processes"), next(iter(ways)))
+        against = [run.wall_s for run in ways[reference]]
+        bases.append(f"{reference.variant or reference.way}, {summarise(against)}")
+        names.append(reference.variant or reference.way)
+        rows += [
+            (c.variant or c.way, c.backend, ratio([run.wall_s for run in runs], against))
+            for c, runs in ways.items()
+            if c != reference
+        ]
     n = reference.n_workers
+    told = names[0] if len(groups) == 1 else "the first of its kind"
     return Panel(
         f"{study.experiment}, ways compared",
-        f"on {n} worker{'s' * (n > 1)}; reference: {reference.way}, {base}",
+        f"on {n} worker{'s' * (n > 1)}; reference: {'; '.join(bases)}",
         f"{captions.measured(study)} Ratios of times with their 95 % intervals (Hodges & Lehmann 1963, dotted: range); "
         f"an interval that holds 1 shows no difference. {captions.conditions(study)}",
-        lambda ax: charts.ratios(ax, rows, reference.way),
+        lambda ax: charts.ratios(ax, rows, told),
         0.17 * max(len(rows), 3) + 0.1,
     )
+
+
+def order(c: Configuration) -> tuple[int, str]:
+    """Return a key that puts serial ways first: they are what others are compared with."""
+    return (0 if c.backend == "serial" and c.variant.endswith("serial") else 1, group_of(c))
+
+
+def group_of(c: Configuration) -> str:
+    """Return the kind of work that a variant like ``"files: threads"`` names; empty for others."""
+    kind, colon, _ = c.variant.partition(": ")
+    return kind if colon else ""
 
 
 def _chunked(study: Study) -> dict[str, dict[int, list[Run]]]:

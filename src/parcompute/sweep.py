@@ -16,6 +16,9 @@ from parcompute.intervals import summarise
 from parcompute.quiet import Counters
 from parcompute.timeline import Timeline
 
+# Seconds that a run takes beside itself: counters are read, workers end, the file is written.
+BESIDE_S = 0.05
+
 # Levels that go without saying.
 USUAL = ("", "guided", "forkserver")
 
@@ -206,7 +209,7 @@ class Sweep:
         spent_s = 0.0
         for run in runs:
             if run.configuration in walls_s:
-                spent_s += run.startup_s + run.wall_s
+                spent_s += run.startup_s + run.wall_s + BESIDE_S
                 if run.counts:
                     walls_s[run.configuration].append(run.wall_s)
         if spent_s >= self.budget_s or math.isinf(self.precision):

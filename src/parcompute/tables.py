@@ -115,10 +115,15 @@ def _bases(curves: Sequence[Curve]) -> list[str]:
 
 
 def _serial_only(study: Study) -> list[str]:
-    walls_s = [run.wall_s for run in study.counted]
+    walls_s: dict[str, list[float]] = {}
+    for run in study.counted:
+        walls_s.setdefault(run.configuration.way, []).append(run.wall_s)
     if not walls_s:
         return ["no run counts: none is both verified and undisturbed; make more rounds when the machine is quiet"]
-    return [f"serial runs only, nothing to compare them with: {summarise(walls_s).median} s"]
+    if len(walls_s) == 1:
+        return [f"serial runs only, nothing to compare them with: {summarise(*walls_s.values()).median} s"]
+    rows = [(way, str(len(times)), _shown(summarise(times).median)) for way, times in sorted(walls_s.items())]
+    return _aligned([("way", "runs", "time (s)"), *rows])
 
 
 def _left_out(study: Study) -> list[str]:
