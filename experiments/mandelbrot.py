@@ -15,7 +15,7 @@ AREA = 1.5065918849  # Förstemann (2012), by counting pixels on a grid of 2^21 
 
 def steps_to_escape(block, n_rows):
     """Return, for each pixel of some rows, after how many steps |z| > 2; MOST_STEPS for never."""
-    y = TOP - (np.arange(block.start, block.stop) + 0.5) * (2 * TOP / n_rows)
+    y = ((n_rows - 1) / 2 - np.arange(block.start, block.stop)) * (2 * TOP / n_rows)  # symmetric to the bit
     x = LEFT + (np.arange(WIDTH) + 0.5) * ((RIGHT - LEFT) / WIDTH)
     c = (x + 1j * y[:, None]).ravel()
     steps = np.full(c.size, MOST_STEPS, np.int32)

@@ -119,6 +119,7 @@ def chunk_sizes(
     ax.set_xticks(sizes, [str(size) for size in sizes])
     ax.minorticks_off()
     drawn = [1000 * s.median.value for points in walls.values() for _, s in points]
+    drawn += [1000 * value for value in (*claim_s, *imbalance_s)]
     _log(ax, "y", min(drawn), max(drawn))
     ax.set_xlabel("blocks per chunk")
     ax.set_ylabel("time, ms")
@@ -217,7 +218,7 @@ def _log(ax: Axes, axis: str, low: float, high: float) -> None:
     exponents = np.arange(np.floor(np.log(low) / np.log(base)), np.ceil(np.log(high) / np.log(base)) + 1, step)
     ticks = base**exponents
     names = [
-        f"{tick:g}" if 1e-3 <= tick < 1e5 else f"$10^{{{int(e)}}}$" for tick, e in zip(ticks, exponents, strict=True)
+        f"{tick:g}" if 1e-3 <= tick < 1e4 else f"$10^{{{int(e)}}}$" for tick, e in zip(ticks, exponents, strict=True)
     ]
     getattr(ax, f"set_{axis}scale")("log", base=base)
     getattr(ax, f"set_{axis}ticks")(ticks, names)

@@ -133,7 +133,9 @@ def _run(
     asked = {"variant": configuration.variant} if configuration.variant else {}
     with threadpoolctl.threadpool_limits(configuration.blas_threads), executor_for(configuration) as executor:
         startup_s = executor.wait_until_ready()
-        function(executor, math.ceil(configuration.n_items * WARM_UP_SHARE), seed, **asked)
+        least = 2 * configuration.n_workers  # where an item is a call, each worker should have had one
+        few = min(configuration.n_items, max(least, math.ceil(configuration.n_items * WARM_UP_SHARE)))
+        function(executor, few, seed, **asked)
         executor.jobs.clear()
         started_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
         before = Activity.now()
@@ -157,7 +159,7 @@ def _run(
         error=float(check.error),
         tolerance=float(check.tolerance),
         verified=check.passes,
-        disturbed=disturbances(before, after, wall_s, configuration.n_workers),
+        disturbed=disturbances(before, after, wall_s, configuration.n_workers, configuration.blas_threads),
         started_utc=started_utc,
         provenance=provenance,
         counters=Counters.between(before, after),

@@ -164,7 +164,7 @@ def _seconds(before_ns: int, after_ns: int) -> float:
     return (after_ns - before_ns) / 1e9 if min(before_ns, after_ns) >= 0 else math.nan
 
 
-def disturbances(before: Activity, after: Activity, wall_s: float, n_workers: int) -> str:
+def disturbances(before: Activity, after: Activity, wall_s: float, n_workers: int, blas_threads: int = 1) -> str:
     """Say why a run was disturbed; empty where the machine was quiet.
 
     Parameters
@@ -175,6 +175,8 @@ def disturbances(before: Activity, after: Activity, wall_s: float, n_workers: in
         How long the run took, in seconds.
     n_workers : int
         How many of its threads computed at once.
+    blas_threads : int
+        Threads of BLAS in each of them: what its libraries leave spinning is none of others.
 
     Notes
     -----
@@ -196,7 +198,7 @@ def disturbances(before: Activity, after: Activity, wall_s: float, n_workers: in
     >>> disturbances(before, after, wall_s=1.0, n_workers=2)
     '2.5 % of its CPU time stolen by the hypervisor; 3 threads of others runnable at its end, room for 0'
     """
-    idle = max(0, after.n_cpus - n_workers)
+    idle = max(0, after.n_cpus - n_workers * blas_threads)
     found = []
     stops = _grown(before.n_throttled, after.n_throttled)
     if stops > 0:
@@ -217,7 +219,8 @@ def disturbances(before: Activity, after: Activity, wall_s: float, n_workers: in
 
     if after.n_cpus == after.n_online:
         for when, activity in (("start", before), ("end", after)):
-            others = activity.n_runnable - 1  # the thread that asked is one of them
+            # The thread that asked is one of them.
+            others = activity.n_runnable - 1 - n_workers * (blas_threads - 1)
             if others > idle:
                 found.append(f"{others} thread{'s' * (others > 1)} of others runnable at its {when}, room for {idle}")
     return "; ".join(found)

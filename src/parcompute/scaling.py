@@ -346,6 +346,8 @@ def _karp_flatt(N: int, speedup: Interval) -> Interval:
 
 def _pieces(run: Run) -> int:
     # Chunks of "guided" shrink, so that their number bounds nothing; its blocks are equal and indivisible.
+    if not run.block_items:  # calls, one per item
+        return max(1, run.configuration.n_items)
     if run.configuration.schedule.startswith("guided"):
         return max(1, -(-run.configuration.n_items // run.block_items))
     return max(1, run.n_chunks)
