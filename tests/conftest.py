@@ -204,7 +204,9 @@ def open_descriptors():
     for name in os.listdir(folder) if folder.exists() else ():
         if int(name) not in lines:
             with suppress(FileNotFoundError):  # the descriptor that listed the folder
-                if not (target := os.readlink(folder / name)).endswith(".ttf"):  # matplotlib keeps its fonts open
+                target = os.readlink(folder / name)
+                # matplotlib keeps its fonts open, multiprocessing the memory of its Arrays
+                if not (target.endswith(".ttf") or "/pym-" in target):
                     yield int(name), target
 
 

@@ -18,16 +18,18 @@ PACKAGE = Path(parcompute.__file__).parent
 # "edge" is where the wings meet. A new module gets its place here.
 RUN, HALL, READ, EDGE = "run wing", "hall", "read wing", "edge"
 HOUSE = {
-    "__init__": (EDGE, 9),
-    "__main__": (EDGE, 8),
-    "cli": (EDGE, 8),
+    "__init__": (EDGE, 12),
+    "__main__": (EDGE, 11),
+    "cli": (EDGE, 10),
     "experiment": (EDGE, 8),
     "campaign": (EDGE, 7),
+    "scripts": (EDGE, 9),
     "options": (EDGE, 6),
     "console": (EDGE, 6),
     # makes runs
     "measure": (RUN, 6),
-    "advise": (RUN, 6),
+    "advice": (RUN, 7),
+    "ways": (RUN, 6),
     "announce": (RUN, 6),
     "for_joblib": (RUN, 6),
     "executor": (RUN, 5),

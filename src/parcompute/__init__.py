@@ -1,6 +1,7 @@
 """Scientific batch computing in Python: all cores, no copies, honest scaling curves."""
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 if sys.platform == "win32":
     raise ImportError("parcompute needs Linux or macOS; on Windows, run it in WSL 2")
@@ -17,6 +18,11 @@ from parcompute.shared import SharedArray, SharedMemoryFull, share
 from parcompute.sweep import Check
 from parcompute.timeline import Timeline
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from parcompute.advice import Advice
+
 __version__ = "0.1.0.dev0"
 
 __all__ = [
@@ -31,11 +37,33 @@ __all__ = [
     "SharedMemoryFull",
     "Timeline",
     "WorkerLost",
+    "advise",
     "experiment",
     "losses",
     "register_joblib",
     "share",
 ]
+
+
+def advise(kernel: "Callable[..., Any]", *arrays: Any, **given: Any) -> "Advice":
+    """Find out how to run a kernel: threads or processes, how many, with which blocks.
+
+    See `parcompute.advice.advise` for the parameters; they are those of `Executor.map_blocks`.
+
+    Returns
+    -------
+    parcompute.advice.Advice
+        Print it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> advise(np.sqrt, np.arange(100_000.0)).way.backend in ("serial", "threads", "processes")
+    True
+    """
+    from parcompute.advice import advise  # on demand: most programs do without
+
+    return advise(kernel, *arrays, **given)
 
 
 def register_joblib() -> None:

@@ -165,6 +165,30 @@ def report(files: tuple[str, ...], output: str | None) -> None:
     click.echo(report.write([Path(file) for file in files], Path(output) if output else None))
 
 
+@commands.command(epilog="Example: parcompute advise experiments/montecarlo.py::montecarlo")
+@click.argument("target", metavar="FILE.py::NAME")
+@click.argument("arrays", nargs=-1, type=click.Path(exists=True, dir_okay=False))
+@click.option("--n-items", type=click.IntRange(1), help="Size of the problem, where there are no ARRAYS.")
+@click.option("--workers", type=click.IntRange(1), help="The most to use; all usable CPUs if left out.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def advise(target: str, arrays: tuple[str, ...], n_items: int | None, workers: int | None, as_json: bool) -> None:
+    """Say how to run NAME of FILE.py: an experiment, a kernel of blocks of ARRAYS (.npy files), or a call per item."""
+    from parcompute import scripts
+
+    found = scripts.advice_for(target, arrays, n_items, workers)
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
+
+
+@commands.command(epilog="Example: parcompute new heat && make experiment-heat")
+@click.argument("name")
+@click.option("--folder", default="experiments", show_default=True, type=click.Path(file_okay=False))
+def new(name: str, folder: str) -> None:
+    """Write an experiment NAME that runs at once, to begin from."""
+    from parcompute import scripts
+
+    click.echo(scripts.write_template(name, Path(folder)))
+
+
 @commands.command(epilog="Example: parcompute merge node*/montecarlo.h5 --into montecarlo.h5")
 @click.argument("files", nargs=-1, required=True, type=click.Path())
 @click.option("--into", required=True, type=click.Path(dir_okay=False), help="A new file, or one to add to.")

@@ -1,0 +1,311 @@
+"""Measure a kernel on a sample, and say which backend, how many workers and which blocks suit it, and why.
+
+    kernel, arrays ── sample that takes a moment ──▶ each way in rounds ──▶ Advice: the fastest, and the reasons
+
+Every way is measured as it would be used, with its workers started and warm; what is advised is the fastest, or a
+simpler one that is as fast within the noise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+
+from parcompute import arguments, machine, sources
+from parcompute.blocks import block_items_for
+from parcompute.executor import Executor
+from parcompute.intervals import ratio, summarise
+from parcompute.ways import SAME, SERIAL, Measured, Way, choose, explain, told, ways
+
+# A sample should take so long on one core: enough for a claim and a hand-over to be small beside it.
+SAMPLE_S, ROUNDS = 0.1, 7
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """How to run a kernel, and the numbers behind it.
+
+    Attributes
+    ----------
+    way : Way
+        The backend, workers, and threads that are advised.
+    block_items : int
+        Items per block.
+    reasons : tuple of str
+        Why, with measured numbers.
+    measured : tuple of Measured
+        All ways that were tried.
+    n_items : int
+        Size of the sample.
+    waiting : float
+        Share of a kernel's time that its thread waits, from 0 to 1.
+    item_bytes : int
+        Bytes that an item has in the inputs.
+    """
+
+    way: Way
+    block_items: int
+    reasons: tuple[str, ...]
+    measured: tuple[Measured, ...]
+    n_items: int
+    waiting: float
+    item_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it as plain values."""
+        return asdict(self)
+
+    def describe(self) -> list[str]:
+        """Return lines of text."""
+        lines = [
+            f"advised: {self.way}, blocks of {self.block_items} items",
+            *(f"  {reason}" for reason in self.reasons),
+        ]
+        lines.append(f"measured on {self.n_items} items, {ROUNDS} rounds in random order:")
+        for each in sorted(self.measured, key=lambda each: each.wall.value):
+            S, kind = each.speedup, "range" if each.speedup.is_range else "95 %"
+            lines.append(
+                f"  {each.way!s:<40} {1000 * each.wall.value:9.3f} ms  "
+                f"{S.value:5.2f}× ({kind} {S.low:.2f}–{S.high:.2f})"
+            )
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join(self.describe())
+
+
+def advise(
+    kernel: Callable[..., Any],
+    *arrays: Any,
+    n_items: int | None = None,
+    block_items: int | None = None,
+    seed: int | None = 0,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    **how: Any,
+) -> Advice:
+    """Find out how to run a kernel: threads or processes, how many, with which blocks.
+
+    Parameters
+    ----------
+    kernel, *arrays, n_items, block_items, seed, args, kwargs
+        As `parcompute.Executor.map_blocks` and `reduce_blocks` take them. The arrays are sampled, not changed.
+    workers : int, optional
+        The most to use; None is what this process may really use.
+    **how
+        Further arguments of `map_blocks`, such as ``dtype``.
+
+    Returns
+    -------
+    Advice
+        Print it.
+
+    Raises
+    ------
+    KernelError, TypeError, ValueError
+        As `parcompute.Executor.map_blocks`.
+
+    Examples
+    --------
+    >>> advice = advise(np.sqrt, np.arange(100_000.0))
+    >>> advice.way.backend in ("serial", "threads", "processes")
+    True
+    """
+    most = machine.usable_cpus() if workers is None else workers
+    total = arguments.n_items_of(arrays, n_items)
+    item_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in arrays)
+    usual = block_items or block_items_for(item_bytes)
+    call = _Call(
+        kernel, arrays, seed, tuple(args), kwargs, how, maps=_maps(kernel, arrays, total, usual, seed, args, kwargs)
+    )
+    n_sample, usual = _sample(call, total, usual, fixed=block_items is not None, most=most)
+    took = _in_rounds(ways(most), lambda executor: call.run(executor, n_sample, usual))
+    measured = {way: Measured(way, summarise(walls).median, ratio(took[SERIAL], walls)) for way, walls in took.items()}
+    waiting = _waiting(call, n_sample, usual)
+    best = choose(measured.values())
+    chosen_items, about_blocks = usual, "as asked"
+    if block_items is None:
+        chosen_items, about_blocks = _blocks(call, best, n_sample, usual)
+    reasons = (*explain(measured, best, waiting), f"blocks: {about_blocks}")
+    return Advice(best, chosen_items, reasons, tuple(measured.values()), n_sample, waiting, item_bytes)
+
+
+# --- measuring ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A verb with its arguments, to be run on the first items of its arrays."""
+
+    kernel: Callable[..., Any]
+    arrays: tuple[Any, ...]
+    seed: int | None
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] | None
+    how: Mapping[str, Any]
+    maps: bool
+
+    def run(self, executor: Executor, n_items: int, block_items: int) -> None:
+        """Run it; only the time is wanted."""
+        arrays = tuple(array[:n_items] for array in self.arrays)
+        verb = executor.map_blocks if self.maps else executor.reduce_blocks
+        more = dict(self.how) if self.maps else {}
+        if "out" in more:
+            more["out"] = more["out"][:n_items]
+        if not self.maps:
+            more = {"combine": _first}
+        verb(
+            self.kernel,
+            *arrays,
+            n_items=None if arrays else n_items,
+            block_items=block_items,
+            seed=self.seed,
+            args=self.args,
+            kwargs=self.kwargs,
+            **more,
+        )
+
+
+def _first(a: Any, b: Any) -> Any:
+    """Combine two partials of which nobody wants the sum."""
+    return a
+
+
+def _maps(
+    kernel: Callable[..., Any], arrays: Sequence[Any], total: int, block_items: int, seed: Any, args: Any, kwargs: Any
+) -> bool:
+    """Whether the kernel gives one row per item; one that asks for ``out`` does."""
+    asks, _, _ = arguments.asked_of(kernel, len(arrays), args, kwargs)
+    if "out" in asks:
+        return True
+    n = min(total, block_items)
+    few = [np.asarray(array[:n]) if sources.is_dataset(array) else array[:n] for array in arrays]
+    with Executor(backend="serial") as executor:
+        found = executor.reduce_blocks(
+            kernel, *few, n_items=None if few else n, block_items=block_items, seed=seed, args=args, kwargs=kwargs
+        )
+    rows = found if isinstance(found, tuple) else (found,)
+    return all(isinstance(row, np.ndarray) and row.ndim and len(row) == n for row in rows)
+
+
+def _sample(call: _Call, total: int, block_items: int, *, fixed: bool, most: int) -> tuple[int, int]:
+    """Return how many items take `SAMPLE_S` on one core, or all of them, and the items of a block.
+
+    Where a single block takes that long, or all items are few blocks, blocks are made smaller so that each of the
+    workers gets several.
+    """
+    with Executor(backend="serial") as executor:
+        n = min(total, block_items)
+        while True:
+            began = time.perf_counter()
+            call.run(executor, n, block_items)
+            took = time.perf_counter() - began
+            if took >= SAMPLE_S or n >= total:
+                break
+            n = min(total, max(2 * n, int(n * min(8.0, 0.7 * SAMPLE_S / max(took, 1e-9)))))
+    if not fixed and n < 8 * most * block_items:
+        block_items = max(1, n // (8 * most))
+    return n, block_items
+
+
+def _in_rounds(tried: Sequence[Way], work: Callable[[Executor], None]) -> dict[Way, list[float]]:
+    """Return the seconds of each way in each round, all ways in random order."""
+    order, took = np.random.default_rng(0), {way: list[float]() for way in tried}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(threadpoolctl.threadpool_limits(1))
+        executors = {way: stack.enter_context(_opened(way)) for way in tried}
+        for round_ in range(-1, ROUNDS):
+            for i in order.permutation(len(tried)):
+                way = tried[int(i)]
+                began = time.perf_counter()
+                work(executors[way])
+                if round_ >= 0:
+                    took[way].append(time.perf_counter() - began)
+    return took
+
+
+@contextlib.contextmanager
+def _opened(way: Way) -> Iterator[Executor]:
+    with way.executor() as executor:
+        executor.wait_until_ready()
+        yield executor
+
+
+def _waiting(call: _Call, n_items: int, block_items: int) -> float:
+    """Return the share of a kernel's time in which its thread is not on a CPU."""
+    with threadpoolctl.threadpool_limits(1), Executor(backend="serial") as executor:
+        call.run(executor, n_items, block_items)
+        chunks = executor.timeline.chunks
+    wall_ns = int((chunks["finished_ns"] - chunks["started_ns"]).sum())
+    return max(0.0, 1 - int(chunks["cpu_ns"].sum()) / wall_ns) if wall_ns else 0.0
+
+
+def _blocks(call: _Call, best: Way, n_items: int, usual: int) -> tuple[int, str]:
+    """Return the items of a block that suit a way: the usual ones, or a quarter or four times as many if faster."""
+    sizes = sorted({max(1, usual // 4), usual, min(n_items, 4 * usual)})
+    if len(sizes) < 2:
+        return usual, "the sample is too small to tell"
+    took: dict[int, list[float]] = {size: [] for size in sizes}
+    order = np.random.default_rng(1)
+    with threadpoolctl.threadpool_limits(best.blas_threads), _opened(best) as executor:
+        for round_ in range(-1, ROUNDS):
+            for i in order.permutation(len(sizes)):
+                began = time.perf_counter()
+                call.run(executor, n_items, sizes[int(i)])
+                if round_ >= 0:
+                    took[sizes[int(i)]].append(time.perf_counter() - began)
+    better = {size: ratio(took[usual], took[size]) for size in sizes if size != usual}
+    gains = {size: S for size, S in better.items() if S.excludes(1.0) and S.value > 1 + SAME}
+    gain = ", ".join(f"{size} items {told(S)}" for size, S in better.items())
+    if not gains:
+        return usual, f"{usual} items; others are not faster: {gain}"
+    size = max(gains, key=lambda size: gains[size].value)
+    return size, f"{size} items are faster than {usual}: {gain}"
+
+
+class Captured(Exception):
+    """What an experiment asked of its executor first; raised instead of computing it."""
+
+    def __init__(self, kernel: Any, arrays: tuple[Any, ...], given: dict[str, Any]) -> None:
+        super().__init__("captured")
+        self.kernel, self.arrays, self.given = kernel, arrays, given
+
+
+class Capturing(Executor):
+    """An executor that computes nothing and says what it was asked for."""
+
+    def map_blocks(self, kernel: Any, *arrays: Any, **given: Any) -> Any:
+        """Raise what was asked for."""
+        raise Captured(kernel, arrays, given)
+
+    def reduce_blocks(self, kernel: Any, *arrays: Any, **given: Any) -> Any:
+        """Raise what was asked for."""
+        raise Captured(kernel, arrays, {name: value for name, value in given.items() if name != "combine"})
+
+
+def of_experiment(
+    function: Callable[..., Any], n_items: int, seed: int, workers: int | None = None, **asked: Any
+) -> Advice:
+    """Return the advice for the first job of an experiment's function.
+
+    Raises
+    ------
+    ValueError
+        If it calls neither `map_blocks` nor `reduce_blocks`.
+    """
+    try:
+        with Capturing(backend="serial") as executor:
+            function(executor, n_items, seed, **asked)
+    except Captured as found:
+        given = {name: value for name, value in found.given.items() if name not in ("halo", "checkpoint")}
+        if found.given.get("halo"):
+            raise ValueError("its first job has a halo, which advise does not sample; pass the kernel itself") from None
+        return advise(found.kernel, *found.arrays, workers=workers, **given)
+    raise ValueError("it calls neither map_blocks nor reduce_blocks; pass a kernel of one block")
