@@ -25,7 +25,7 @@ PYTHON ?= $(shell for p in python3 python python3.14 python3.13 python3.12 pytho
 active = $(shell env -u PYTHONPATH python -c 'import sys; from importlib.util import find_spec; \
 	all(map(find_spec, sys.argv[1:])) and print(sys.executable)' $(1) 2>/dev/null)
 RUN := $(call active,parcompute)
-DEV := $(call active,parcompute pytest pytest_cov pytest_timeout hypothesis ruff mypy)
+DEV := $(call active,parcompute pytest pytest_cov pytest_timeout xdist hypothesis ruff mypy)
 BENCH := $(call active,parcompute dask distributed mpire ray)
 
 RUN_READY := $(if $(RUN),,.venv/.ready)
@@ -70,7 +70,7 @@ figures: $(RUN_READY)    ## draw all figures again from results/**/*.h5 alone
 
 .PHONY: test stress coverage check bench clean help
 test: $(DEV_READY)       ## run the tests; ARGS='-k shared -x' passes through
-	@$(DEV) -m pytest $(ARGS)
+	@$(DEV) -m pytest -n 2 $(ARGS)
 
 stress: $(DEV_READY)     ## run the tests that kill, flood and repeat for minutes
 	@$(DEV) -m pytest -m stress $(ARGS)

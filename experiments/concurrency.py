@@ -1,7 +1,7 @@
 """Processes, threads, both together, or asyncio? Four kinds of work, each done in every way that could suit it.
 
 Pure Python holds the interpreter's lock, NumPy lets go of it inside its kernels, requests to a server and many
-files wait. A pipeline reads with threads and computes with processes. What is compared is within one kind of work.
+files wait. A pipeline fetches pages and computes with them. What is compared is within one kind of work.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import numpy as np
 
 import parcompute as pc
 
-LATENCY_S, FILE_BYTES = 0.01, 2**16
+LATENCY_S, FILE_BYTES, PAGE_BYTES = 0.01, 2**16, 200_000
 MANY = 16  # threads, or requests under way, where the work is to wait
 
 
@@ -55,31 +55,41 @@ def read_file(folder, i):
 
 
 def digest(content):
-    """Count the bytes of a file's content, in pure Python as a parser would."""
-    return int(sum(1 for _ in content[:20_000]) == 20_000)
+    """Add up a page's bytes, in pure Python as a parser would."""
+    total = 0
+    for byte in content:
+        total += byte
+    return int(total == content[0] * PAGE_BYTES)
 
 
 # --- where the waiting is done -----------------------------------------------------------------------------
 
 
 class Squares(BaseHTTPRequestHandler):
-    """Answers /i with i², after a while."""
+    """Answers /i with i², and /page/i with some bytes, after a while."""
 
     def do_GET(self):
         threading.Event().wait(LATENCY_S)  # it is a server's latency that is simulated
-        number = int(self.path[1:])
+        number = int(self.path[1:].removeprefix("page/"))
+        content = bytes([number % 256]) * PAGE_BYTES if "page" in self.path else str(number * number).encode()
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(str(number * number).encode())
+        self.wfile.write(content)
 
     def log_message(self, *_):
         """Say nothing."""
 
 
+class Server(ThreadingHTTPServer):
+    """Lets as many wait as ask at once; one that is turned away would try again after a second."""
+
+    request_queue_size = 128
+
+
 @contextlib.contextmanager
 def server():
     """Serve on a free port of this machine."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Squares) as http:
+    with Server(("127.0.0.1", 0), Squares) as http:
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -128,16 +138,23 @@ def processes(work: Callable[[int], int], n, n_workers=2):
         return sum(executor.map(work, range(n)))
 
 
-def pipeline(folder, n):
-    """Read with threads, and compute with processes what has been read."""
-    with ThreadPoolExecutor(MANY) as readers, pc.Executor(2) as executor:
-        contents = readers.map(lambda i: Path(folder, f"{i % 64}").read_bytes(), range(n))
-        return sum(executor.map(digest, contents))
+def fetch(port, i):
+    """Fetch a page from a server that takes its time."""
+    from urllib.request import urlopen
+
+    with urlopen(f"http://127.0.0.1:{port}/page/{i}") as answer:
+        return answer.read()
 
 
-def read_and_digest(folder, i):
+def fetch_and_digest(port, i):
     """Do both steps in one place."""
-    return digest(Path(folder, f"{i % 64}").read_bytes())
+    return digest(fetch(port, i))
+
+
+def pipeline(port, n):
+    """Fetch with threads, and compute with processes what has been fetched."""
+    with ThreadPoolExecutor(MANY) as readers, pc.Executor(2) as executor:
+        return sum(executor.map(digest, readers.map(functools.partial(fetch, port), range(n))))
 
 
 WAYS = {
@@ -154,9 +171,10 @@ WAYS = {
     "files: serial": lambda n: sum(read_file(files().name, i) for i in range(n)),
     "files: threads": lambda n: threads(functools.partial(read_file, files().name), n, MANY),
     "files: processes": lambda n: processes(functools.partial(read_file, files().name), n),
-    "pipeline: serial": lambda n: sum(read_and_digest(files().name, i) for i in range(n)),
-    "pipeline: processes": lambda n: processes(functools.partial(read_and_digest, files().name), n),
-    "pipeline: both": lambda n: pipeline(files().name, n),
+    "pipeline: serial": lambda n: _served(lambda port: sum(fetch_and_digest(port, i) for i in range(n))),
+    "pipeline: threads": lambda n: _served(lambda port: threads(functools.partial(fetch_and_digest, port), n, MANY)),
+    "pipeline: processes": lambda n: _served(lambda port: processes(functools.partial(fetch_and_digest, port), n)),
+    "pipeline: both": lambda n: _served(lambda port: pipeline(port, n)),
 }
 
 

@@ -35,31 +35,39 @@ def sums(montecarlo, n_paths=2**16, seed=1, backend="serial", **options):
 
 
 def test_the_closed_form_is_the_published_price(montecarlo):
-    truth = montecarlo.geometric_asian_call((5.0, 100.0), 1).truth
-    assert truth == pytest.approx(5.3425606635, abs=1e-10)
+    assert montecarlo.geometric_price() == pytest.approx(5.3425606635, abs=1e-10)
 
 
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_the_price_is_within_its_four_standard_errors(montecarlo, seed):
-    check = montecarlo.geometric_asian_call(sums(montecarlo, seed=seed), 2**16)
+    check = montecarlo.asian_calls(sums(montecarlo, seed=seed), 2**16)
     assert check.passes
+    assert check.truth == montecarlo.geometric_price()
     assert check.how.startswith("4 standard errors of ")
 
 
 def test_the_standard_error_is_that_of_the_payoffs(montecarlo):
     n_paths = 2**16  # one block
-    block = pc.Block(0, 0, n_paths)
-    total, squares = montecarlo.discounted_payoffs(block, np.random.default_rng(5))
-    spread = math.sqrt(squares / n_paths - (total / n_paths) ** 2)
+    found = montecarlo.payoff_sums(pc.Block(0, 0, n_paths), np.random.default_rng(5))
+    spread = math.sqrt(found[2] / n_paths - (found[0] / n_paths) ** 2)
     assert spread == pytest.approx(7.854, rel=0.02)  # by an integral over the log-normal average
-    check = montecarlo.geometric_asian_call((total, squares), n_paths)
-    assert check.tolerance == pytest.approx(4 * spread / math.sqrt(n_paths))
+    assert montecarlo.asian_calls(found, n_paths).tolerance == pytest.approx(4 * spread / math.sqrt(n_paths))
+
+
+def test_the_control_variate_narrows_the_arithmetic_price(montecarlo):
+    prices = [montecarlo.arithmetic_price(sums(montecarlo, seed=seed), 2**16) for seed in range(1, 9)]
+    values, errors = np.array(prices).T
+    assert values.std(ddof=1) == pytest.approx(errors.mean(), rel=0.7)  # eight seeds scatter as the error says
+    plain = 8.0 / math.sqrt(2**16)
+    assert errors.max() < plain / 20
+    assert values.mean() > montecarlo.geometric_price()
 
 
 def test_a_wrong_price_does_not_pass(montecarlo):
-    total, squares = sums(montecarlo)
-    assert not montecarlo.geometric_asian_call((total * 1.05, squares * 1.05**2), 2**16).passes
-    assert not montecarlo.geometric_asian_call((math.nan, squares), 2**16).passes
+    G, A, GG, AA, GA = sums(montecarlo)
+    assert not montecarlo.asian_calls((G * 1.05, A, GG * 1.05**2, AA, GA * 1.05), 2**16).passes
+    assert not montecarlo.asian_calls((G, A * 1.05, GG, AA * 1.05**2, GA * 1.05), 2**16).passes
+    assert not montecarlo.asian_calls((math.nan, A, GG, AA, GA), 2**16).passes
 
 
 @pytest.mark.filterwarnings("ignore:workers=. is more than")  # where there are fewer CPUs

@@ -122,9 +122,8 @@ def advise(
     total = arguments.n_items_of(arrays, n_items)
     item_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in arrays)
     usual = block_items or block_items_for(item_bytes)
-    call = _Call(
-        kernel, arrays, seed, tuple(args), kwargs, how, maps=_maps(kernel, arrays, total, usual, seed, args, kwargs)
-    )
+    maps, out_bytes = _result(kernel, arrays, total, usual, seed, args, kwargs)
+    call = _Call(kernel, arrays, seed, tuple(args), kwargs, how, maps)
     n_sample, usual = _sample(call, total, usual, fixed=block_items is not None, most=most)
     took = _in_rounds(ways(most), lambda executor: call.run(executor, n_sample, usual))
     measured = {way: Measured(way, summarise(walls).median, ratio(took[SERIAL], walls)) for way, walls in took.items()}
@@ -133,7 +132,8 @@ def advise(
     chosen_items, about_blocks = usual, "as asked"
     if block_items is None:
         chosen_items, about_blocks = _blocks(call, best, n_sample, usual)
-    reasons = (*explain(measured, best, waiting), f"blocks: {about_blocks}")
+    moved = f"an item has {item_bytes} B in the inputs and {out_bytes:.3g} B in the result"
+    reasons = (*explain(measured, best, waiting), moved, f"blocks: {about_blocks}")
     return Advice(best, chosen_items, reasons, tuple(measured.values()), n_sample, waiting, item_bytes)
 
 
@@ -178,13 +178,13 @@ def _first(a: Any, b: Any) -> Any:
     return a
 
 
-def _maps(
+def _result(
     kernel: Callable[..., Any], arrays: Sequence[Any], total: int, block_items: int, seed: Any, args: Any, kwargs: Any
-) -> bool:
-    """Whether the kernel gives one row per item; one that asks for ``out`` does."""
+) -> tuple[bool, float]:
+    """Return whether the kernel gives one row per item, as one that asks for ``out`` does, and bytes per item."""
     asks, _, _ = arguments.asked_of(kernel, len(arrays), args, kwargs)
     if "out" in asks:
-        return True
+        return True, float(sum(array[:1].nbytes for array in arrays[:1]))
     n = min(total, block_items)
     few = [np.asarray(array[:n]) if sources.is_dataset(array) else array[:n] for array in arrays]
     with Executor(backend="serial") as executor:
@@ -192,7 +192,8 @@ def _maps(
             kernel, *few, n_items=None if few else n, block_items=block_items, seed=seed, args=args, kwargs=kwargs
         )
     rows = found if isinstance(found, tuple) else (found,)
-    return all(isinstance(row, np.ndarray) and row.ndim and len(row) == n for row in rows)
+    maps = all(isinstance(row, np.ndarray) and row.ndim and len(row) == n for row in rows)
+    return maps, sum(getattr(row, "nbytes", 0) for row in rows) / max(1, n)
 
 
 def _sample(call: _Call, total: int, block_items: int, *, fixed: bool, most: int) -> tuple[int, int]:

@@ -118,8 +118,10 @@ def sweep_of(chosen: Choice, sizes: Sequence[int], n_cpus: int) -> Sweep:
         sizes,
     ):
         if backend == "serial":
-            if schedule == chosen.schedules[0]:  # whose one worker takes the blocks in their order under each
-                configurations.append(Configuration("serial", 1, 1, schedule, "", "strong", n_items, n_blas, variant))
+            if (
+                schedule == chosen.schedules[0]
+            ):  # once, in few chunks: one worker takes all blocks in their order anyway
+                configurations.append(Configuration("serial", 1, 1, "guided", "", "strong", n_items, n_blas, variant))
             continue
         threads = chosen.threads_per_worker if backend == "processes" else 1
         for n_workers in counts if chosen.workers else worker_counts(max(1, n_cpus // threads)):

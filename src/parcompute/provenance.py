@@ -249,7 +249,7 @@ class Provenance:
                 "start_method": start_method,
                 "chunk_plan": chunk_plan,
                 "seed": seed,
-                "command_line": shlex.join(sys.orig_argv),
+                "command_line": shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
                 "collected_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "clock": f"time.perf_counter_ns: {clock.implementation}",
                 "clock_source": procfs.text(Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")),
