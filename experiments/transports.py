@@ -9,6 +9,7 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import resource
 import tempfile
 from multiprocessing import resource_tracker, shared_memory
 
@@ -33,6 +34,7 @@ def total(array):
 
 def answer(variant, channel, inbox, shelf, board):
     """Receive arrays until there are no more, and answer each with its sum: the child's whole life."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     while (told := channel.recv()) is not None:
         n_bytes, name = told
         if variant == "pipe":
@@ -49,7 +51,7 @@ def answer(variant, channel, inbox, shelf, board):
             segment = shared_memory.SharedMemory(name)
             found = total(np.ndarray(n_bytes, np.uint8, segment.buf))
             segment.close()
-        channel.send(found)
+        channel.send((found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 
 
 class Child:
@@ -82,6 +84,7 @@ class Child:
 
 
 children = {}
+grown_mib = {}  # how much more memory each child has had resident than at its start
 
 
 def child(variant, n_bytes):
@@ -121,7 +124,8 @@ def send(array, variant):
         to.channel.send_bytes(array)
     elif variant == "queue":
         to.inbox.put(array)
-    found = to.channel.recv()
+    found, grown_kib = to.channel.recv()
+    grown_mib[variant] = max(grown_mib.get(variant, 0), grown_kib // 1024)
     if variant == "file":
         os.unlink(name)
     elif segment is not None:
@@ -133,7 +137,8 @@ def send(array, variant):
 def received(sums, n_bytes):
     """Compare with the sum that the sender sees."""
     there, here = sums
-    return pc.Check(there, here, 0, "equality of the sums of all bytes")
+    memory = ", ".join(f"{variant} {mib} MiB" for variant, mib in sorted(grown_mib.items()))
+    return pc.Check(there, here, 0, f"equality of the sums of all bytes; memory that the receivers took: {memory}")
 
 
 @pc.experiment(
