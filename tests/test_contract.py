@@ -1,9 +1,11 @@
 """What every backend promises under every start method: the same bits, each block once, clear failures, no remains."""
 
 import contextlib
+import ctypes
 import functools
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import threading
@@ -689,3 +691,18 @@ def test_blas_threads_are_limited_in_workers(name, monkeypatch):
     with opened(name, workers=1, blas_threads=1) as executor:
         assert set(executor.submit(threads_found).result()) <= {1}
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="malloc of this C library has no such options")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_uses_the_memory_of_temporaries_again(method):
+    def new_pages():
+        """Return how many the same temporaries take when they are made again and again."""
+        counts = []
+        for _ in range(50):
+            np.ones(2**19) * np.ones(2**19)  # 4 MiB each
+            counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+        return counts[-1] - counts[5]
+
+    with pc.Executor(1, start_method=method) as executor:
+        assert executor.submit(new_pages).result() < 1000  # one temporary that is made anew each time: 46,080
