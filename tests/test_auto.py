@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 import threading
 import time
 
@@ -12,17 +13,22 @@ import pytest
 import parcompute as pc
 from parcompute import probe
 from parcompute.backends import auto
-from parcompute.probe import Evidence, Reading, Verdict
+from parcompute.probe import ENOUGH_S, LONG_S, Evidence, Verdict
 
 X = np.random.default_rng(5).standard_normal(3_000)
 
 
-def steps(*found):
-    """Return evidence of steps, each given as (threads, CPUs kept busy, how often)."""
+def seen(*found, late=0.0, of_processes=0):
+    """Return evidence of threads, given as (threads, CPUs kept busy, seconds): 100 blocks are a second of a CPU.
+
+    Looks at them are late for a share of the time. Processes may have finished so many blocks in a second.
+    """
     evidence = Evidence()
-    for n_threads, busy, n in found:
-        for _ in range(n):
-            evidence.add(n_threads, Reading(1.0, 2.0), Reading(1.002, 2.0 + 0.002 * busy), 10)
+    for n_threads, busy, wall_s in found:
+        cpu_s = busy * wall_s
+        evidence.of_threads(n_threads).add(wall_s, cpu_s, round(100 * cpu_s), late_s=late * wall_s)
+    if of_processes:
+        evidence.processes.add(wall_s=1.0, cpu_s=2.0, n_blocks=of_processes)
     return evidence
 
 
@@ -34,60 +40,75 @@ def choice(evidence, n_workers=2, n_left=10_000, hand_over_s=0.0):
 # --- what is concluded -------------------------------------------------------------------------------------
 
 
-def test_nothing_is_concluded_from_one_thread_that_computes():
-    assert choice(steps((1, 1.0, 50))) is None
+def test_nothing_is_concluded_from_less_than_the_scheduler_may_take_to_spread_threads():
+    assert choice(Evidence()) is None
+    assert choice(seen((2, 1.0, ENOUGH_S * 0.9), late=0.5)) is None
+    assert choice(seen((2, 2.0, ENOUGH_S * 0.9))) is None
 
 
 def test_a_kernel_that_waits_is_for_threads():
-    assert choice(steps((1, 0.05, 1))) == "threads"
+    assert choice(seen((2, 0.05, ENOUGH_S))) == "threads"
 
 
-def test_threads_that_take_turns_are_replaced_by_processes():
-    evidence = steps((1, 1.0, 1), (2, 1.02, probe.LEAST_STEPS - 1))
-    assert choice(evidence) is None
-    evidence = steps((1, 1.0, 1), (2, 1.02, probe.LEAST_STEPS))
-    assert evidence.verdict(2, 10_000, 0.0).lasting
-    assert choice(evidence) == "processes"
+def test_threads_that_wait_for_the_lock_are_replaced_by_processes():
+    assert choice(seen((2, 1.02, ENOUGH_S), late=0.3)) == "processes"
 
 
-def test_threads_that_all_compute_go_on_and_more_of_them_are_tried():
-    evidence = steps((1, 1.0, 1), (2, 1.9, probe.ENOUGH_STEPS))
-    assert choice(evidence, n_workers=2) == "threads"
-    assert choice(evidence, n_workers=8) is None
-    assert evidence.pays(1)
-    assert evidence.pays(2)
+def test_threads_that_wait_for_something_else_are_looked_at_for_longer():
+    assert choice(seen((2, 1.02, LONG_S * 0.9))) is None
+    assert choice(seen((2, 1.02, LONG_S))) == "processes"
 
 
-def test_a_kernel_that_lets_go_half_of_the_time_is_found_out_by_more_threads():
-    evidence = steps((1, 1.0, 1), (2, 1.7, 3), (4, 2.0, probe.LEAST_STEPS))
-    assert not evidence.pays(4)
-    assert choice(evidence, n_workers=8) == "processes"
+def test_threads_that_all_compute_go_on():
+    assert choice(seen((2, 1.9, ENOUGH_S))) == "threads"
+    assert choice(seen((2, 1.9, ENOUGH_S)), n_workers=8) is None
+    assert choice(seen((2, 1.9, ENOUGH_S), (8, 7.1, ENOUGH_S)), n_workers=8) == "threads"
 
 
-def test_a_kernel_that_waits_and_holds_the_lock_when_it_computes_is_for_processes():
-    evidence = steps((1, 0.5, 1), (2, 0.95, 3), (4, 1.0, probe.LEAST_STEPS))
-    assert choice(evidence, n_workers=8) == "processes"
+def test_a_kernel_that_lets_go_half_of_the_time_is_found_out_by_all_threads():
+    assert choice(seen((2, 1.7, ENOUGH_S), (8, 2.0, ENOUGH_S), late=0.3), n_workers=8) == "processes"
+
+
+def test_all_threads_begin_when_blocks_are_short_or_two_do_not_take_turns():
+    assert not seen((2, 1.0, 1e-3)).wants_more(2)
+    assert seen((2, 1.0, 0.02)).wants_more(2)
+    for busy, wanted in ((1.0, False), (1.9, True), (0.1, True)):
+        evidence = Evidence()
+        evidence.of_threads(2).add(1.0, busy, n_blocks=0)
+        assert evidence.wants_more(2) == wanted
 
 
 def test_one_worker_computes_in_a_thread():
     assert choice(Evidence(), n_workers=1) == "threads"
 
 
-def test_a_hand_over_that_takes_longer_than_it_saves_keeps_the_threads_for_this_job_only():
-    evidence = steps((1, 1.0, 1), (2, 1.0, probe.ENOUGH_STEPS))
-    verdict = evidence.verdict(2, n_left=100, hand_over_s=10.0)
-    assert (verdict.backend, verdict.lasting) == ("threads", False)
-    assert choice(evidence, n_left=10**9, hand_over_s=10.0) == "processes"
+def test_a_hand_over_that_takes_longer_than_it_saves_keeps_the_threads():
+    evidence = seen((2, 1.0, 1.0))
+    assert choice(evidence, n_left=100, hand_over_s=0.6) == "threads"
+    assert choice(evidence, n_left=100, hand_over_s=0.4) == "processes"
 
 
-def test_steps_that_others_disturbed_count_only_when_there_are_no_others():
-    evidence = Evidence()
-    for _ in range(probe.MOST_DROPPED):
-        evidence.add(1, Reading(0, 0), Reading(1, 1), 1, disturbed=True)
-    assert choice(evidence) is None
-    assert evidence.pays(1)
-    evidence.add(1, Reading(0, 0), Reading(1, 0.01), 1, disturbed=True)
-    assert choice(evidence) == "threads"
+def test_what_processes_have_done_counts_more_than_what_they_should():
+    assert choice(seen((2, 1.4, 1.0), of_processes=160)) == "processes"
+    assert choice(seen((2, 1.4, 1.0), of_processes=130)) == "threads"
+    assert choice(seen((2, 1.4, 1.0), of_processes=160), n_left=100, hand_over_s=0.2) == "threads"
+
+
+def test_looks_come_in_time_while_a_thread_holds_the_lock():
+    over, usual_s = threading.Event(), sys.getswitchinterval()
+    threads = [threading.Thread(target=lambda: [None for _ in iter(over.is_set, True)]) for _ in range(3)]
+    try:
+        for thread in threads:
+            thread.start()
+        with probe.short_turns():
+            with probe.short_turns():
+                assert sys.getswitchinterval() < usual_s
+            assert sys.getswitchinterval() < usual_s
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert sys.getswitchinterval() == usual_s
 
 
 # --- what is seen ------------------------------------------------------------------------------------------
@@ -117,15 +138,6 @@ def test_the_clocks_show_the_cpu_time_of_a_thread_while_it_computes_and_of_no_ot
         idle.join()
 
 
-def test_others_compute_where_more_threads_are_runnable_than_the_own(monkeypatch):
-    loadavg = "0.20 0.18 0.12 4/80 11206\n"
-    monkeypatch.setattr(probe.procfs, "text", lambda path: loadavg)
-    assert probe.others_compute(2)
-    assert not probe.others_compute(3)
-    monkeypatch.setattr(probe.procfs, "text", lambda path: "")
-    assert not probe.others_compute(0)
-
-
 # --- kernels that are the same -----------------------------------------------------------------------------
 
 
@@ -139,7 +151,7 @@ def test_a_lambda_that_is_made_again_is_the_same_kernel_and_what_it_wraps_makes_
     def recursive(x):
         return recursive(x)
 
-    kind = auto._kind_of
+    kind = auto._code_of
     assert kind(same()) == kind(same())
     assert kind(functools.partial(same(), 1)) == kind(same())
     assert kind(wrapped(np.sqrt)) != kind(wrapped(np.exp))
@@ -179,7 +191,7 @@ def changing(kept, monkeypatch):
     monkeypatch.setattr(probe, "STEP_S", 1e-4)
 
     def verdict(self, n_workers, n_left, hand_over_s):
-        return Verdict("processes", "to be tested", False) if n_left < self.n_blocks else None
+        return Verdict("processes", "to be tested") if n_left < self.n_blocks else None
 
     monkeypatch.setattr(Evidence, "verdict", verdict)
     monkeypatch.setattr(Evidence, "n_blocks", 0, raising=False)
@@ -295,7 +307,7 @@ def test_what_is_known_of_a_kernel_is_used_at_once(monkeypatch):
                 pids = executor.reduce_blocks(lambda block, own=kernel: {own(block)}, n_items=9, block_items=1,
                                               combine=lambda a, b: a | b)  # fmt: skip
                 assert (pids <= {os.getpid()}) == (backend == "threads")
-                assert executor.plan.why.endswith(f"on {backend}, as before: it was told so")
+                assert executor.plan.why.endswith(f"on {backend}, as known: it was told so")
             executor._backend._known.clear()
 
 

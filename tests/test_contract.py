@@ -118,6 +118,7 @@ def bits(value):
 RNG = np.random.default_rng(1)
 X = RNG.standard_normal(2_500) * np.exp(RNG.standard_normal(2_500) * 20)
 TABLE = RNG.standard_normal((700, 5, 3))
+SQUARES = RNG.standard_normal((3, 700, 700))  # BLAS multiplies them in another order with another number of threads
 LARGE = RNG.standard_normal((3, 30_000, 2))  # 1.4 MB: shared on the way in, where smaller arrays are sent
 
 
@@ -163,6 +164,7 @@ CASES = {
     "transposed": lambda ex: ex.map_blocks(block_sums, TABLE.transpose(1, 2, 0), block_items=2),
     "transposed, large": lambda ex: ex.map_blocks(block_sums, LARGE.transpose(1, 2, 0), block_items=1_001),
     "Fortran order, large": lambda ex: ex.map_blocks(block_sums, LARGE.transpose(2, 1, 0), block_items=1),
+    "products by BLAS": lambda ex: ex.map_blocks(lambda x: x @ x, SQUARES, block_items=1),
     "default block size": lambda ex: ex.reduce_blocks(np.sum, LARGE.reshape(-1)),
     "empty": lambda ex: ex.map_blocks(np.sqrt, np.empty((0, 3), "f4")),
 }

@@ -28,7 +28,7 @@ import psutil
 import pytest
 
 import parcompute as pc
-from parcompute import blocks, cgroups, machine, outputs, schedule, segments, start, topology, worker
+from parcompute import blas, blocks, cgroups, machine, outputs, schedule, segments, start, topology, worker
 
 # The workers of a test session can import the package, but not its tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -1284,7 +1284,7 @@ def test_a_mask_that_a_kernel_has_shrunk_is_restored_for_the_next_job(start_meth
 def test_blas_threads_are_as_asked_in_the_workers_and_as_before_here(start_method, n, monkeypatch):
     import threadpoolctl
 
-    for name in worker.THREAD_VARIABLES:
+    for name in blas.VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
     def threads(block=None):
@@ -1367,24 +1367,34 @@ def _says_what_it_sees(pipe):
     pipe.send(float(x.sum()))
 
 
-def in_use():
-    """Return the bytes of /dev/shm that are in use."""
+def in_use(*workers):
+    """Return the bytes of the shared memory that this process and these workers have open or mapped."""
     gc.collect()
-    status = os.statvfs("/dev/shm")
-    return (status.f_blocks - status.f_bfree) * status.f_frsize
+    segments = {}
+    for pid in (os.getpid(), *workers):
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            fields = line.split(maxsplit=5)
+            if fields[5:] and fields[5].startswith("/dev/shm/"):
+                first, behind = (int(edge, 16) for edge in fields[0].split("-"))
+                segments[fields[4]] = max(segments.get(fields[4], 0), behind - first)
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # it is closed by now
+                if os.readlink(fd).startswith("/dev/shm/"):
+                    segments[str(fd.stat().st_ino)] = fd.stat().st_size
+    return sum(segments.values())
 
 
 def test_workers_let_go_of_what_was_pickled_for_others(start_method):
     with opened(start_method, 1) as executor:
         most = 0
         for _ in range(8):
-            before = in_use()
+            before = in_use(*executor.worker_pids)
             x = pc.share(np.ones(2**21))
             pickle.dumps(x)
             assert executor.reduce_blocks(np.sum, x) == 2**21
             del x
             executor.reduce_blocks(np.sum, np.ones(3))
-            most = max(most, in_use() - before)
+            most = max(most, in_use(*executor.worker_pids) - before)
         assert most < 2**23
 
 

@@ -53,6 +53,7 @@ HOUSE = {
     "signals": (RUN, 0),
     "lifeline": (RUN, 1),
     "probe": (RUN, 1),
+    "blas": (RUN, 1),
     "sources": (RUN, 1),
     # plain values
     "sweep": (HALL, 2),

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 
 from parcompute import arguments, machine, sources
 from parcompute.blocks import block_items_for
@@ -220,7 +219,6 @@ def _in_rounds(tried: Sequence[Way], work: Callable[[Executor], None]) -> dict[W
     """Return the seconds of each way in each round, all ways in random order."""
     order, took = np.random.default_rng(0), {way: list[float]() for way in tried}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(threadpoolctl.threadpool_limits(1))
         executors = {way: stack.enter_context(_opened(way)) for way in tried}
         for round_ in range(-1, ROUNDS):
             for i in order.permutation(len(tried)):
@@ -241,7 +239,7 @@ def _opened(way: Way) -> Iterator[Executor]:
 
 def _waiting(call: _Call, n_items: int, block_items: int) -> float:
     """Return the share of a kernel's time in which its thread is not on a CPU."""
-    with threadpoolctl.threadpool_limits(1), Executor(backend="serial") as executor:
+    with Executor(backend="serial") as executor:
         call.run(executor, n_items, block_items)
         chunks = executor.timeline.chunks
     wall_ns = int((chunks["finished_ns"] - chunks["started_ns"]).sum())
@@ -255,7 +253,7 @@ def _blocks(call: _Call, best: Way, n_items: int, usual: int) -> tuple[int, str]
         return usual, "the sample is too small to tell"
     took: dict[int, list[float]] = {size: [] for size in sizes}
     order = np.random.default_rng(1)
-    with threadpoolctl.threadpool_limits(best.blas_threads), _opened(best) as executor:
+    with _opened(best) as executor:
         for round_ in range(-1, ROUNDS):
             for i in order.permutation(len(sizes)):
                 began = time.perf_counter()

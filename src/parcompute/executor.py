@@ -43,7 +43,8 @@ class Executor(CallExecutor):
     start_method : {"forkserver", "fork", "spawn"}, optional
         How worker processes start; None is ``"forkserver"``.
     blas_threads : int or None
-        Threads of BLAS and OpenMP in each worker process; None leaves them alone.
+        Threads of BLAS and OpenMP in each worker, while it computes; None leaves them alone, and the bits of what they
+        compute to chance.
     pin : False or "cores"
         ``"cores"`` gives each worker process physical cores of its own, inside the allowed ones (``"processes"``
         only).

@@ -1,35 +1,58 @@
 """Tell from the clocks of a few threads whether a kernel lets go of the interpreter lock, while it runs.
 
-One thread computes for some milliseconds, then a second one beside it, then four, eight, … as long as that pays.
-The clocks of their CPU time can be read at any moment, also in the middle of a kernel:
+Their CPU time can be read at any moment, also in the middle of a kernel:
 
-    one thread                   0.98 CPUs busy
-    two      1.95: twice as many: it lets go        1.01: they take turns       (one 0.02: it waits, for files say)
+    two threads      1.95 CPUs busy: it lets go        1.01: they take turns        0.04: it waits, for files say
+
+What cannot be told that way is whether processes do better, until some have done blocks of the same job too.
 """
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from parcompute import procfs
+# From look to look; and for how long so many threads must have computed before a choice is made. Others than the lock
+# may make them wait at first: the scheduler, which gives each a CPU of its own, and the system's new pages.
+STEP_S, ENOUGH_S, LONG_S = 0.002, 0.005, 0.02
 
-# A step. Who holds the lock makes the asking thread wait for 5 ms more; who lets go of it should not wait for CPUs.
-STEP_S = 0.002
+# n threads should get so much of n CPUs; noise on a busy machine takes the rest.
+FREE_ABOVE = 0.75
 
-# So many steps are seen before a choice is made for good: the clocks of a single one are off by a third at times.
-LEAST_STEPS, ENOUGH_STEPS = 4, 8
-
-# On a machine that others always use something has to be made of what there is.
-MOST_DROPPED = 50
-
-# A single thread that is busy for less than this share of the time waits for something else than the lock.
+# Threads that are busy for less than this, all of them together, wait for something else than the lock.
 WAITS_BELOW = 0.3
 
-# n threads should get so much of n times what one gets; noise on a busy machine takes the rest.
-FREE_ABOVE = 0.75
+# Who looks wants the interpreter lock too. If others hold it, it asks for it after so long. By default that is 5 ms,
+# and as the lock may go to another one that asks, the look comes too late by tens of them.
+_ASK_S = 0.0005
+
+# Looks that are late for that share of the time show that the lock is held.
+HELD_ABOVE = 0.15
+
+_asking = threading.Lock()
+_n_asking, _before_s = 0, 0.0
+
+
+@contextlib.contextmanager
+def short_turns() -> Iterator[None]:
+    """Have threads that hold the interpreter lock pass it on often, so that this one sees the clocks in time."""
+    global _n_asking, _before_s
+    with _asking:
+        if not _n_asking:
+            _before_s = sys.getswitchinterval()
+            sys.setswitchinterval(_ASK_S)
+        _n_asking += 1
+    try:
+        yield
+    finally:
+        with _asking:
+            _n_asking -= 1
+            if not _n_asking:
+                sys.setswitchinterval(_before_s)
 
 
 class Clocks:
@@ -57,35 +80,58 @@ class Reading:
     cpu_s: float
 
 
-def others_compute(n_threads: int) -> bool:
-    """Whether more threads want CPUs now, on the whole machine, than those that compute here and the asking one."""
-    # 0.20 0.18 0.12 1/80 11206: the fourth is runnable/all (proc(5)).
-    fields = procfs.text(Path("/proc/loadavg")).split()
-    return len(fields) > 3 and int(fields[3].partition("/")[0]) > n_threads + 1
-
-
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Which backend serves a kernel best, and why; or only this job of it, if the choice is not `lasting`."""
+    """Which backend serves a job best, and why."""
 
     backend: str
     why: str
-    lasting: bool = True
 
 
 @dataclass(slots=True)
-class _Steps:
-    """What so many threads have done in all steps in which they were so many."""
+class Work:
+    """What has been done in some time."""
 
-    n: int = 0
     wall_s: float = 0.0
     cpu_s: float = 0.0
     n_blocks: int = 0
+    late_s: float = 0.0
+
+    def add(self, wall_s: float, cpu_s: float, n_blocks: int, late_s: float = 0.0) -> None:
+        """Add what was done in some more, and how late it was when somebody looked."""
+        self.wall_s += wall_s
+        self.cpu_s += cpu_s
+        self.n_blocks += n_blocks
+        self.late_s += late_s
 
     @property
     def busy(self) -> float:
-        """How many CPUs they kept busy."""
+        """How many CPUs were kept busy."""
         return self.cpu_s / self.wall_s
+
+    @property
+    def per_s(self) -> float:
+        """How many blocks a second were finished; the first may not be by now."""
+        return max(self.n_blocks, 1) / self.wall_s
+
+    @property
+    def enough(self) -> bool:
+        """Whether it says something."""
+        return self.wall_s >= ENOUGH_S
+
+    @property
+    def held(self) -> bool:
+        """Whether somebody held the interpreter lock."""
+        return self.late_s >= HELD_ABOVE * self.wall_s
+
+    @property
+    def waits(self) -> bool:
+        """Whether threads have waited for something else than the lock."""
+        return self.busy < WAITS_BELOW
+
+    def lets_go(self, n_threads: int) -> bool:
+        """Whether so many threads have computed at the same time."""
+        return self.busy >= FREE_ABOVE * n_threads
 
 
 @dataclass(slots=True)
@@ -95,36 +141,25 @@ class Evidence:
     Examples
     --------
     >>> held, free = Evidence(), Evidence()
-    >>> for evidence, cpu_s in (held, 0.0041), (free, 0.0079):
-    ...     evidence.add(1, Reading(0.0, 0.0), Reading(0.004, 0.0039), n_blocks=10)
-    ...     for _ in range(ENOUGH_STEPS):
-    ...         evidence.add(2, Reading(0.0, 0.0), Reading(0.004, cpu_s), n_blocks=10)
+    >>> held.of_threads(2).add(wall_s=0.010, cpu_s=0.010, n_blocks=10, late_s=0.004)
+    >>> free.of_threads(2).add(wall_s=0.010, cpu_s=0.019, n_blocks=10)
     >>> held.verdict(n_workers=2, n_left=10_000, hand_over_s=0).backend
     'processes'
     >>> free.verdict(n_workers=2, n_left=10_000, hand_over_s=0).backend
     'threads'
     """
 
-    n_dropped: int = 0
-    _of: dict[int, _Steps] = field(default_factory=dict)
+    processes: Work = field(default_factory=Work)  # of all of them together
+    _threads: dict[int, Work] = field(default_factory=dict)
 
-    def add(self, n_threads: int, before: Reading, after: Reading, n_blocks: int, *, disturbed: bool = False) -> None:
-        """Note a step: so many threads computed at once, and finished so many blocks.
+    def of_threads(self, n: int) -> Work:
+        """Return what n threads have done that computed at once."""
+        return self._threads.setdefault(n, Work())
 
-        What others have disturbed says little, and is dropped unless there is nothing else.
-        """
-        if disturbed and self.n_dropped < MOST_DROPPED:
-            self.n_dropped += 1
-            return
-        steps = self._of.setdefault(n_threads, _Steps())
-        steps.n += 1
-        steps.wall_s += after.wall_s - before.wall_s
-        steps.cpu_s += after.cpu_s - before.cpu_s
-        steps.n_blocks += n_blocks
-
-    def pays(self, n_threads: int) -> bool:
-        """Whether it looks as if twice as many threads would do more."""
-        return n_threads not in self._of or n_threads == 1 or self._free(n_threads)
+    def wants_more(self, n_threads: int) -> bool:
+        """Whether more threads than these should compute: they finish blocks soon, or do not take turns."""
+        work = self.of_threads(n_threads)
+        return work.n_blocks > 0 or (work.enough and (work.waits or work.lets_go(n_threads)))
 
     def verdict(self, n_workers: int, n_left: int, hand_over_s: float) -> Verdict | None:
         """Choose, or return None to see more.
@@ -140,30 +175,23 @@ class Evidence:
         """
         if n_workers == 1:
             return Verdict("threads", "there is one worker, and a thread has no hand-over to pay")
-        if 1 not in self._of:
+        n = max((n for n, work in self._threads.items() if work.enough), default=0)
+        if not n:
             return None
-        n, one = max(self._of), self._of[1].busy
-        last = self._of[n]
-        if one < WAITS_BELOW and last.busy < WAITS_BELOW * n:
-            return Verdict("threads", f"a thread that computes keeps {one:.2f} CPUs busy: the kernel waits")
-        if n == 1 or last.n < LEAST_STEPS:
+        threads, processes = self._threads[n], self.processes
+        found = f"{n} threads keep {threads.busy:.2f} CPUs busy"
+        if threads.waits:
+            return Verdict("threads", f"{found}: the kernel waits")
+        if threads.lets_go(n):
+            return (
+                Verdict("threads", f"{found}: the kernel lets go of the interpreter lock") if n == n_workers else None
+            )
+        if not threads.held and threads.wall_s < LONG_S:
             return None
-        found = f"{n} threads keep {last.busy:.2f} CPUs busy, one {one:.2f}"
-        if self._free(n):
-            free = Verdict("threads", f"{found}: the kernel lets go of the interpreter lock")
-            return free if n == n_workers and last.n >= ENOUGH_STEPS else None
-        n_blocks = sum(steps.n_blocks for steps in self._of.values())
-        block_s = sum(steps.cpu_s for steps in self._of.values()) / max(n_blocks, 1)
-        threads_s = n_left * block_s / last.busy
-        processes_s = n_left * block_s / n_workers + hand_over_s
-        if processes_s < threads_s:
-            return Verdict("processes", f"{found}: the kernel holds the interpreter lock")
-        if last.n < ENOUGH_STEPS:
-            return None
-        why = f"{found}, but to hand the arrays over to processes would take longer than that costs"
-        return Verdict("threads", why, lasting=False)
-
-    def _free(self, n: int) -> bool:
-        """Whether n threads get nearly n times what one gets."""
-        one = self._of[1].busy if 1 in self._of else 1.0
-        return self._of[n].busy >= FREE_ABOVE * n * min(1.0, one)
+        per_s = threads.per_s * n_workers / threads.busy
+        if processes.enough:
+            per_s = processes.per_s
+            found += f", and finish {threads.per_s:.3g} blocks a second, {n_workers} processes {per_s:.3g}"
+        if n_left / per_s + hand_over_s < n_left / threads.per_s:
+            return Verdict("processes", f"{found}: they wait for each other")
+        return Verdict("threads", f"{found}, but to hand the arrays over to processes costs more than that")

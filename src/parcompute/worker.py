@@ -21,10 +21,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 
+from parcompute import blas, segments, shared, start
 from parcompute import job as jobs
-from parcompute import segments, shared, start
 from parcompute.job import Job
 from parcompute.schedule import BETWEEN, DONE, FAILED, Board, FileClaims, Pass, ThreadClaims
 
@@ -34,15 +33,6 @@ _COMPUTED = 2**63 - 1
 # What malloc may keep of freed memory: by default it gives temporaries back to the system, block after block, and each
 # new page of the next costs more than the arithmetic on it. (Option of mallopt(3), variable of the same, bytes.)
 _KEPT_BY_MALLOC = ((-3, "MALLOC_MMAP_THRESHOLD_", 2**25), (-1, "MALLOC_TRIM_THRESHOLD_", 2**26))
-
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
 
 
 @dataclass(frozen=True)
@@ -157,10 +147,10 @@ def main(channel_fd: int, claims_fd: int) -> None:
     start.hold(channel)
     with contextlib.suppress(EOFError, ConnectionError):
         settings: Settings = channel.recv()
-        limits = _settle(settings)
+        libraries = _settle(settings)
         segments.hold_mappings()
         desk = _Desk(channel, FileClaims(claims_fd), settings)
-        channel.send(("ready", time.perf_counter_ns(), limits.info()))
+        channel.send(("ready", time.perf_counter_ns(), libraries))
         while (message := channel.recv())[0] != "quit":
             getattr(desk, message[0])(*message[1:])
             del message  # it may hold the last reference to arrays that the parent has released
@@ -275,8 +265,8 @@ def run_call(pickled: bytes) -> tuple[bool, bytes]:
         return False, pickle.dumps(jobs.Failure.before_blocks(error))
 
 
-def _settle(settings: Settings) -> threadpoolctl.ThreadpoolController:
-    """Make this process's surroundings those of the parent, and its libraries use the threads they may."""
+def _settle(settings: Settings) -> Any:
+    """Make this process's surroundings those of the parent; return what numeric libraries it has."""
     os.environ.clear()
     os.environ.update(settings.environ)
     sys.path[:], sys.argv[:] = settings.path, settings.argv
@@ -288,10 +278,7 @@ def _settle(settings: Settings) -> threadpoolctl.ThreadpoolController:
     random.seed()
     if "numpy.random" in sys.modules:  # loading it takes 10 ms, and seeds it
         np.random.seed()
-    controller = threadpoolctl.ThreadpoolController()
-    if settings.blas_threads is not None:
-        controller.limit(limits=settings.blas_threads)
-    return controller
+    return blas.limit(settings.blas_threads)
 
 
 def _keep_freed_memory() -> None:
@@ -308,13 +295,3 @@ def _keep_to(cpus: frozenset[int] | None) -> None:
     """Set the affinity mask again if something has changed it: some libraries shrink it when they are loaded."""
     if cpus is not None and os.sched_getaffinity(0) != cpus:
         os.sched_setaffinity(0, cpus)
-
-
-def thread_environ(blas_threads: int | None) -> dict[str, str]:
-    """Return this process's environment, with the thread variables of the numeric libraries set."""
-    return {**os.environ, **thread_limits(blas_threads)}
-
-
-def thread_limits(blas_threads: int | None) -> dict[str, str]:
-    """Return the thread variables of the numeric libraries, as they should be set."""
-    return {} if blas_threads is None else dict.fromkeys(THREAD_VARIABLES, str(blas_threads))

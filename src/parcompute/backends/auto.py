@@ -37,10 +37,11 @@ _DEPTH = 3
 
 _EMPTY = CellType()  # of a variable that has no value yet
 
-_NOT_YET = probe.Verdict("threads", "the job has ended before it was clear whether it lets go of the lock", False)
+_NOT_YET = probe.Verdict("threads", "the job has ended before it was clear whether it lets go of the lock")
 
-# Seconds per byte: to copy into shared memory that nobody has used yet, and into a segment that was kept.
-_FRESH_S, _KEPT_S = 0.6e-9, 0.1e-9
+# Seconds per byte: to copy into shared memory that nobody has used yet, and into a segment that was kept; to map pages
+# of shared memory in the workers.
+_FRESH_S, _KEPT_S, _MAPPED_S = 0.6e-9, 0.1e-9, 0.06e-9
 
 _HAS_CLOCKS = hasattr(time, "pthread_getcpuclockid")
 _NO_CLOCKS = probe.Verdict("processes", "this system has no clocks of threads that tell more")
@@ -55,7 +56,7 @@ class Auto:
         self._now: Threads | Processes = self._threads
         self.n_workers, self.start_method = options.n_workers, self._processes.start_method
         self.why = ""
-        self._known: collections.OrderedDict[Hashable, probe.Verdict | probe.Evidence] = collections.OrderedDict()
+        self._known: collections.OrderedDict[Hashable, probe.Evidence] = collections.OrderedDict()
 
     def wait_until_ready(self) -> int:
         """Return when the last worker process is ready."""
@@ -71,35 +72,29 @@ class Auto:
 
     def run(self, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Compute every block once."""
-        kind = _kind_of(job.kernel)
-        known = self._known.setdefault(kind, probe.Evidence() if _HAS_CLOCKS else _NO_CLOCKS)
+        kind = _kind_of(job)
+        evidence = self._known.setdefault(kind, probe.Evidence())
         self._known.move_to_end(kind)
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
-        if isinstance(known, probe.Evidence):
-            verdict = known.verdict(self.n_workers, job.plan.n_blocks, _hand_over_s(job))
-            if verdict is None:
-                return self._find_out(kind, known, job, called_ns)
-        else:
-            verdict = known
-        self.why = f"on {verdict.backend}, as before: {verdict.why}"
+        n_blocks = job.plan.n_blocks
+        verdict = evidence.verdict(self.n_workers, n_blocks, _hand_over_s(job)) if _HAS_CLOCKS else _NO_CLOCKS
+        if verdict is None:
+            return self._find_out(evidence, job, called_ns)
+        self.why = f"on {verdict.backend}, as known: {verdict.why}"
         if verdict.backend == "processes":
             _move(job, np.zeros(job.plan.n_blocks, bool), self._processes)
-            self._now = self._processes
             with contextlib.suppress(CannotTravel):  # nothing has run then, and threads can take it as it is
-                return self._processes.run(job, called_ns)
+                return self._run_processes(evidence, job, n_blocks if job.keeper is None else 0, called_ns)
         self._now = self._threads
         return self._threads.run(job, called_ns)
 
-    def _find_out(
-        self, kind: Hashable, evidence: probe.Evidence, job: Job, called_ns: int
-    ) -> tuple[Timeline, tuple[Trouble, ...]]:
+    def _find_out(self, evidence: probe.Evidence, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         self._now = self._threads
         with self._threads.turn():
             walks = self._threads.walks(job)
-            verdict = self._climb(walks, evidence)
-            if verdict.lasting:
-                self._known[kind] = verdict
+            with probe.short_turns():
+                verdict = self._watch(walks, evidence)
             self.why = f"on {verdict.backend}: {verdict.why}"
             if verdict.backend == "threads":
                 return self._threads.finish(walks, called_ns)
@@ -108,11 +103,11 @@ class Auto:
                 pass
         if not len(walks.board.unfinished()) or (walks.failures and not job.keep_going):
             return self._threads.finish(walks, called_ns)
-        return self._hand_over(walks, job, called_ns)
+        return self._hand_over(walks, evidence, job, called_ns)
 
-    def _climb(self, walks: Walks, evidence: probe.Evidence) -> probe.Verdict:
-        """Have one thread compute, then two, four, …, until it is clear who does the rest."""
-        clocks, n_threads = probe.Clocks(self._threads.idents), 1
+    def _watch(self, walks: Walks, evidence: probe.Evidence) -> probe.Verdict:
+        """Have two threads compute, and soon all, until it is clear who does the rest."""
+        clocks, n_threads = probe.Clocks(self._threads.idents), min(2, self.n_workers)
         while True:
             while len(walks) < n_threads:
                 walks.begin()
@@ -123,22 +118,35 @@ class Auto:
                     return _NOT_YET
                 left_s = before.wall_s + probe.STEP_S - time.perf_counter()
             after, n_done = clocks.read(), walks.board.n_done
-            disturbed = probe.others_compute(n_threads)
-            evidence.add(n_threads, before, after, n_done - n_before, disturbed=disturbed)
+            wall_s, cpu_s = after.wall_s - before.wall_s, after.cpu_s - before.cpu_s
+            evidence.of_threads(n_threads).add(wall_s, cpu_s, n_done - n_before, wall_s - probe.STEP_S)
             n_left = walks.job.plan.n_blocks - n_done
             if verdict := evidence.verdict(self.n_workers, n_left, _hand_over_s(walks.job)):
                 return verdict
-            if evidence.pays(n_threads):
-                n_threads = min(2 * n_threads, self.n_workers)
+            if evidence.wants_more(n_threads):
+                n_threads = self.n_workers
 
-    def _hand_over(self, walks: Walks, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
+    def _run_processes(
+        self, evidence: probe.Evidence, job: Job, n_blocks: int, called_ns: int
+    ) -> tuple[Timeline, tuple[Trouble, ...]]:
+        """Have the processes do so many blocks of a job, and note how long that has taken; 0 is an unknown number."""
+        self._now = self._processes
+        found, troubles = self._processes.run(job, called_ns)
+        if n_blocks and len(rows := found.chunks):
+            wall_ns = rows["finished_ns"].max() - rows["started_ns"].min()
+            evidence.processes.add(wall_ns / 1e9, rows["cpu_ns"].sum() / 1e9, n_blocks)
+        return found, troubles
+
+    def _hand_over(
+        self, walks: Walks, evidence: probe.Evidence, job: Job, called_ns: int
+    ) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Have the processes do what is left."""
         marks, begun = walks.board.done, walks.board.take_rows()
         _move(job, marks != WAITING, self._processes)
         rest = replace(job, keeper=_Continued(marks, job.keeper))
-        self._now = self._processes
         try:
-            found, troubles = self._processes.run(rest, called_ns)
+            n_left = int(np.count_nonzero(marks == WAITING))
+            found, troubles = self._run_processes(evidence, rest, n_left, called_ns)
         except CannotTravel as error:
             self._now, self.why = self._threads, f"on threads: {error}"
             found, troubles = self._threads.run(rest, called_ns)
@@ -192,7 +200,16 @@ class _Continued:
         return float("inf") if self._keeper is None else self._keeper.look()
 
 
-def _kind_of(kernel: Any, depth: int = 0) -> Any:
+def _kind_of(job: Job) -> Hashable:
+    """Return what jobs have in common of which one tells about another.
+
+    The size of a block is of it: NumPy lets go of the lock for the eigenvalues of several matrices, and not for one.
+    """
+    shapes = tuple((array.shape[1:], str(array.dtype)) for array in job.inputs if isinstance(array, np.ndarray))
+    return _code_of(job.kernel), job.plan.block_items, shapes
+
+
+def _code_of(kernel: Any, depth: int = 0) -> Any:
     """Return what calls of the same code have in common: a lambda that is made anew each time is still the same."""
     while isinstance(kernel, functools.partial):
         kernel = kernel.func
@@ -202,17 +219,21 @@ def _kind_of(kernel: Any, depth: int = 0) -> Any:
         return kernel if isinstance(kernel, (np.ufunc, BuiltinFunctionType)) else type(kernel)
     # What a wrapper wraps makes it another kernel.
     cells = [cell.cell_contents for cell in kernel.__closure__ or () if cell != _EMPTY]
-    return code, tuple(_kind_of(value, depth + 1) for value in cells if callable(value) and depth < _DEPTH)
+    return code, tuple(_code_of(value, depth + 1) for value in cells if callable(value) and depth < _DEPTH)
 
 
 def _hand_over_s(job: Job) -> float:
     """Return what it takes to bring inputs and outputs where processes reach them."""
     arrays = [*job.inputs, *job.args, *job.kwargs.values(), *(job.outputs.arrays or ())]
-    return sum(
-        array.nbytes * (_KEPT_S if segments.is_kept(array.nbytes) else _FRESH_S)
-        for array in arrays
-        if isinstance(array, np.ndarray) and shared.reference(array) is None and sources.file_reference(array) is None
-    )
+    return sum(_brought_s(array) for array in arrays if isinstance(array, np.ndarray))
+
+
+def _brought_s(array: npt.NDArray[Any]) -> float:
+    if shared.reference(array) is not None:
+        return array.nbytes * _MAPPED_S
+    if sources.file_reference(array) is not None:
+        return 0.0
+    return array.nbytes * (_KEPT_S if segments.is_kept(array.nbytes) else _FRESH_S)
 
 
 def _move(job: Job, done: npt.NDArray[np.bool_], processes: Processes) -> None:

@@ -43,7 +43,7 @@ class Options:
     start_method : str
         ``"fork"``, ``"forkserver"`` or ``"spawn"``; empty for a backend that starts no processes itself.
     blas_threads : int or None
-        Threads of BLAS and OpenMP in each worker process; None leaves them alone.
+        Threads of BLAS and OpenMP in each worker, while it computes; None leaves them alone.
     pin : bool
         Whether each worker keeps to cores of its own.
     retries : int

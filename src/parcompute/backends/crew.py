@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
-from parcompute import cgroups, signals, start, topology, worker
+from parcompute import blas, cgroups, signals, start, topology, worker
 from parcompute.backends.base import Options, WorkerLost
 from parcompute.schedule import FileClaims
 
@@ -76,7 +76,7 @@ class Crew:
         options = self.options
         ours, theirs = Pipe()
         start.hold(ours)
-        environ = worker.thread_environ(options.blas_threads)
+        environ = {**os.environ, **blas.variables(options.blas_threads)}
         settings = worker.Settings(
             worker=number * options.threads_per_worker,
             n_threads=options.threads_per_worker,

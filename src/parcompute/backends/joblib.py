@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from parcompute import blas, shared, signals, sources, worker
 from parcompute import job as jobs
-from parcompute import shared, signals, sources, worker
 from parcompute.backends import remote
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, WorkerLost, settle, timeline
 from parcompute.job import Job
@@ -108,7 +108,7 @@ class Joblib(CountsDone, StoresHere):
     def _executor(self) -> Any:
         from joblib.externals.loky import get_reusable_executor
 
-        threads = worker.thread_limits(self._options.blas_threads)  # for the case that joblib has started none
+        threads = blas.variables(self._options.blas_threads)  # for the case that joblib has started none
         return get_reusable_executor(self.n_workers, reuse=True, env=threads)
 
     def pids(self) -> tuple[int, ...]:

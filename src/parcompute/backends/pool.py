@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import threadpoolctl
 
+from parcompute import blas, shared, signals, worker
 from parcompute import job as jobs
-from parcompute import shared, signals, worker
 from parcompute.backends import remote
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, WorkerLost, settle, timeline
 from parcompute.backends.crew import ending
@@ -282,8 +282,8 @@ def _lost(codes: tuple[int, ...]) -> WorkerLost:
 @contextlib.contextmanager
 def _thread_variables(blas_threads: int | None) -> Any:
     """Set the thread variables while the workers start: spawned ones read them when they load BLAS."""
-    before = {name: os.environ.get(name) for name in worker.THREAD_VARIABLES}
-    os.environ.update(worker.thread_environ(blas_threads))
+    before = {name: os.environ.get(name) for name in blas.VARIABLES}
+    os.environ.update(blas.variables(blas_threads))
     try:
         yield
     finally:

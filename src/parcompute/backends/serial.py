@@ -7,7 +7,7 @@ import time
 import weakref
 from typing import Any
 
-from parcompute import signals
+from parcompute import blas, signals
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, timeline
 from parcompute.job import Failure, Job
 from parcompute.schedule import Board, Pass, ThreadClaims
@@ -23,6 +23,7 @@ class Serial(CountsDone, StoresHere):
             raise ValueError(f"workers={options.n_workers} is out of range for backend 'serial'; pass 1 or None")
         self.n_workers, self.start_method = 1, ""
         self._ready_ns = time.perf_counter_ns()
+        self._blas_threads = options.blas_threads
 
     def wait_until_ready(self) -> int:
         """Return at once."""
@@ -39,7 +40,7 @@ class Serial(CountsDone, StoresHere):
 
         submitted_ns = time.perf_counter_ns()
         failures: list[Failure] = []
-        with signals.at_any_line():
+        with blas.limited(self._blas_threads), signals.at_any_line():
             walk(job, Pass.first(job.plan), board, ThreadClaims(), 0, shaped, job.outputs.keep, failures.append)
         troubles = conclude(job, failures)
         workers = [(os.getpid(), self._ready_ns)]
@@ -47,7 +48,7 @@ class Serial(CountsDone, StoresHere):
 
     def submit(self, call: Call) -> None:
         """Call at once."""
-        with signals.at_any_line():
+        with blas.limited(self._blas_threads), signals.at_any_line():
             call.run_here()
 
     def pids(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from typing import Any
 
-from parcompute import signals
+from parcompute import blas, signals
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, timeline
 from parcompute.job import Failure, Job
 from parcompute.outputs import Allocate
@@ -25,6 +25,7 @@ class Threads(CountsDone, StoresHere):
 
     def __init__(self, options: Options) -> None:
         self.n_workers, self.start_method = options.n_workers, ""
+        self._blas_threads = options.blas_threads
         self._pool = ThreadPoolExecutor(options.n_workers, thread_name_prefix="parcompute")
         self._turn = threading.Lock()
         self._ready_ns = [0] * options.n_workers
@@ -59,7 +60,7 @@ class Threads(CountsDone, StoresHere):
 
     def walks(self, job: Job) -> Walks:
         """Return the walks of a job's pass, none of which has begun."""
-        walks = Walks(job, self.n_workers, self._pool.submit, self.allocate)
+        walks = Walks(job, self.n_workers, self._submit, self.allocate)
         self._running = weakref.ref(walks.board)
         return walks
 
@@ -76,7 +77,14 @@ class Threads(CountsDone, StoresHere):
 
     def submit(self, call: Call) -> None:
         """Call in one of the threads."""
-        self._pool.submit(call.run_here)
+        self._submit(call.run_here)
+
+    def _submit(self, function: Callable[..., None], *args: Any) -> Future[None]:
+        def limited() -> None:
+            with blas.limited(self._blas_threads):
+                function(*args)
+
+        return self._pool.submit(limited)
 
     def pids(self) -> tuple[int, ...]:
         """Return this process, once per thread."""
