@@ -21,12 +21,12 @@ X = np.random.default_rng(5).standard_normal(3_000)
 def seen(*found, late=0.0, of_processes=0):
     """Return evidence of threads, given as (threads, CPUs kept busy, seconds): 100 blocks are a second of a CPU.
 
-    Looks at them are late for a share of the time. Processes may have finished so many blocks in a second.
+    Looks at them are late by so many milliseconds. Processes may have finished so many blocks in a second.
     """
     evidence = Evidence()
     for n_threads, busy, wall_s in found:
         cpu_s = busy * wall_s
-        evidence.of_threads(n_threads).add(wall_s, cpu_s, round(100 * cpu_s), late_s=late * wall_s)
+        evidence.of_threads(n_threads).add(wall_s, cpu_s, round(100 * cpu_s), late_s=late / 1e3)
     if of_processes:
         evidence.processes.add(wall_s=1.0, cpu_s=2.0, n_blocks=of_processes)
     return evidence
@@ -47,11 +47,12 @@ def test_nothing_is_concluded_from_less_than_the_scheduler_may_take_to_spread_th
 
 
 def test_a_kernel_that_waits_is_for_threads():
-    assert choice(seen((2, 0.05, ENOUGH_S))) == "threads"
+    assert choice(seen((2, 0.05, LONG_S * 0.9), late=0.5)) is None
+    assert choice(seen((2, 0.05, LONG_S))) == "threads"
 
 
 def test_threads_that_wait_for_the_lock_are_replaced_by_processes():
-    assert choice(seen((2, 1.02, ENOUGH_S), late=0.3)) == "processes"
+    assert choice(seen((2, 1.02, ENOUGH_S), late=0.5)) == "processes"
 
 
 def test_threads_that_wait_for_something_else_are_looked_at_for_longer():
@@ -66,7 +67,8 @@ def test_threads_that_all_compute_go_on():
 
 
 def test_a_kernel_that_lets_go_half_of_the_time_is_found_out_by_all_threads():
-    assert choice(seen((2, 1.7, ENOUGH_S), (8, 2.0, ENOUGH_S), late=0.3), n_workers=8) == "processes"
+    assert choice(seen((2, 1.7, ENOUGH_S), (8, 2.0, LONG_S * 0.9), late=0.5), n_workers=8) is None
+    assert choice(seen((2, 1.7, ENOUGH_S), (8, 2.0, LONG_S), late=0.5), n_workers=8) == "processes"
 
 
 def test_all_threads_begin_when_blocks_are_short_or_two_do_not_take_turns():
@@ -86,6 +88,11 @@ def test_a_hand_over_that_takes_longer_than_it_saves_keeps_the_threads():
     evidence = seen((2, 1.0, 1.0))
     assert choice(evidence, n_left=100, hand_over_s=0.6) == "threads"
     assert choice(evidence, n_left=100, hand_over_s=0.4) == "processes"
+
+
+def test_a_hand_over_is_worth_as_long_a_look():
+    for wall_s, chosen in ((0.9, None), (1.1, "processes")):
+        assert choice(seen((2, 1.0, wall_s), late=0.5), hand_over_s=1.0) == chosen
 
 
 def test_what_processes_have_done_counts_more_than_what_they_should():

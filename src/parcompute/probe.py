@@ -16,9 +16,10 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-# From look to look; and for how long so many threads must have computed before a choice is made. Others than the lock
-# may make them wait at first: the scheduler, which gives each a CPU of its own, and the system's new pages.
-STEP_S, ENOUGH_S, LONG_S = 0.002, 0.005, 0.02
+# Before the first look, and then twice as long each time; for how long so many threads must have computed before a
+# choice is made; and for how long if it is not the lock that they wait for. At first that may be the scheduler, which
+# gives each a CPU of its own, or new pages.
+STEP_S, ENOUGH_S, LONG_S = 0.002, 0.005, 0.05
 
 # n threads should get so much of n CPUs; noise on a busy machine takes the rest.
 FREE_ABOVE = 0.75
@@ -30,8 +31,8 @@ WAITS_BELOW = 0.3
 # and as the lock may go to another one that asks, the look comes too late by tens of them.
 _ASK_S = 0.0005
 
-# Looks that are late for that share of the time show that the lock is held.
-HELD_ABOVE = 0.15
+# Looks that are so late show that the lock is held, if the threads together are not busy for more than one CPU has.
+LATE_S, ONE_BELOW = 0.0003, 1.1
 
 _asking = threading.Lock()
 _n_asking, _before_s = 0, 0.0
@@ -96,13 +97,16 @@ class Work:
     cpu_s: float = 0.0
     n_blocks: int = 0
     late_s: float = 0.0
+    n_looks: int = 0
 
-    def add(self, wall_s: float, cpu_s: float, n_blocks: int, late_s: float = 0.0) -> None:
-        """Add what was done in some more, and how late it was when somebody looked."""
+    def add(self, wall_s: float, cpu_s: float, n_blocks: int, late_s: float | None = None) -> None:
+        """Add what was done in some more, and how late somebody looked who wanted to look sooner."""
         self.wall_s += wall_s
         self.cpu_s += cpu_s
         self.n_blocks += n_blocks
-        self.late_s += late_s
+        if late_s is not None:
+            self.late_s += late_s
+            self.n_looks += 1
 
     @property
     def busy(self) -> float:
@@ -121,8 +125,8 @@ class Work:
 
     @property
     def held(self) -> bool:
-        """Whether somebody held the interpreter lock."""
-        return self.late_s >= HELD_ABOVE * self.wall_s
+        """Whether the threads had the interpreter lock one after the other."""
+        return self.late_s > LATE_S * self.n_looks and WAITS_BELOW < self.busy < ONE_BELOW
 
     @property
     def waits(self) -> bool:
@@ -141,7 +145,7 @@ class Evidence:
     Examples
     --------
     >>> held, free = Evidence(), Evidence()
-    >>> held.of_threads(2).add(wall_s=0.010, cpu_s=0.010, n_blocks=10, late_s=0.004)
+    >>> held.of_threads(2).add(wall_s=0.010, cpu_s=0.010, n_blocks=10, late_s=0.001)
     >>> free.of_threads(2).add(wall_s=0.010, cpu_s=0.019, n_blocks=10)
     >>> held.verdict(n_workers=2, n_left=10_000, hand_over_s=0).backend
     'processes'
@@ -180,14 +184,14 @@ class Evidence:
             return None
         threads, processes = self._threads[n], self.processes
         found = f"{n} threads keep {threads.busy:.2f} CPUs busy"
+        if threads.lets_go(n):
+            found += ": the kernel lets go of the interpreter lock"
+            return Verdict("threads", found) if n == n_workers else None
+        # Whoever looks for as long as a hand-over takes has lost no more than that if it was right to look on.
+        if threads.wall_s < max(ENOUGH_S if threads.held else LONG_S, hand_over_s):
+            return None
         if threads.waits:
             return Verdict("threads", f"{found}: the kernel waits")
-        if threads.lets_go(n):
-            return (
-                Verdict("threads", f"{found}: the kernel lets go of the interpreter lock") if n == n_workers else None
-            )
-        if not threads.held and threads.wall_s < LONG_S:
-            return None
         per_s = threads.per_s * n_workers / threads.busy
         if processes.enough:
             per_s = processes.per_s

@@ -26,7 +26,7 @@ from parcompute.backends.base import Call, Options, Trouble, conclude, position
 from parcompute.backends.processes import Processes
 from parcompute.backends.threads import Threads, Walks
 from parcompute.job import CannotTravel, Job, Keeper
-from parcompute.schedule import WAITING
+from parcompute.schedule import NO_BLOCK, WAITING
 from parcompute.timeline import Timeline
 
 # Of so many kernels the choice is remembered, of those that ran last.
@@ -107,24 +107,31 @@ class Auto:
 
     def _watch(self, walks: Walks, evidence: probe.Evidence) -> probe.Verdict:
         """Have two threads compute, and soon all, until it is clear who does the rest."""
-        clocks, n_threads = probe.Clocks(self._threads.idents), min(2, self.n_workers)
+        clocks = probe.Clocks(self._threads.idents)
+        n_threads, step_s, hand_over_s = min(2, self.n_workers), probe.STEP_S, _hand_over_s(walks.job)
         while True:
             while len(walks) < n_threads:
                 walks.begin()
+            if n_threads == self.n_workers:  # each look takes time from the threads, and sooner it would change nothing
+                step_s = max(step_s, hand_over_s)
             before, n_before = clocks.read(), walks.board.n_done
-            left_s = probe.STEP_S
-            while left_s > 0:
-                if walks.over(min(left_s, walks.job.look())):
-                    return _NOT_YET
-                left_s = before.wall_s + probe.STEP_S - time.perf_counter()
+            left_s, over = step_s, False
+            while left_s > 0 and not over:
+                over = walks.over(min(left_s, walks.job.look()))
+                left_s = before.wall_s + step_s - time.perf_counter()
             after, n_done = clocks.read(), walks.board.n_done
-            wall_s, cpu_s = after.wall_s - before.wall_s, after.cpu_s - before.cpu_s
-            evidence.of_threads(n_threads).add(wall_s, cpu_s, n_done - n_before, wall_s - probe.STEP_S)
-            n_left = walks.job.plan.n_blocks - n_done
-            if verdict := evidence.verdict(self.n_workers, n_left, _hand_over_s(walks.job)):
+            if NO_BLOCK not in walks.board.current[:n_threads]:  # all that should compute do
+                wall_s, cpu_s = after.wall_s - before.wall_s, after.cpu_s - before.cpu_s
+                late_s = None if over else wall_s - step_s
+                evidence.of_threads(n_threads).add(wall_s, cpu_s, n_done - n_before, late_s)
+            if over:
+                return _NOT_YET
+            if verdict := evidence.verdict(self.n_workers, walks.job.plan.n_blocks - n_done, hand_over_s):
                 return verdict
-            if evidence.wants_more(n_threads):
-                n_threads = self.n_workers
+            if n_threads < self.n_workers and evidence.wants_more(n_threads):
+                n_threads, step_s = self.n_workers, probe.STEP_S
+            else:
+                step_s = min(2 * step_s, probe.LONG_S)
 
     def _run_processes(
         self, evidence: probe.Evidence, job: Job, n_blocks: int, called_ns: int
