@@ -108,6 +108,11 @@ def test_the_version_is_the_packages(capsys):
     assert call(capsys, "--version")[1].split()[-1] == __version__
 
 
+def test_the_package_can_be_run_as_a_module():
+    ran = subprocess.run([sys.executable, "-m", "parcompute", "--version"], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout.split()[-1]) == (0, __version__)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("nix",), ("--nix",), ("show",), ("plot",), ("run",), ("machine", "--nix"), ("plot", "--format", "bmp", "f")],

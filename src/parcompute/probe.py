@@ -34,6 +34,9 @@ _ASK_S = 0.0005
 # Looks that are so late show that the lock is held, if the threads together are not busy for more than one CPU has.
 LATE_S, ONE_BELOW = 0.0003, 1.1
 
+# Many threads that are busy for less than this share of as many CPUs get in each other's way, not in the scheduler's.
+FEW_BELOW = 0.25
+
 _asking = threading.Lock()
 _n_asking, _before_s = 0, 0.0
 
@@ -123,10 +126,10 @@ class Work:
         """Whether it says something."""
         return self.wall_s >= ENOUGH_S
 
-    @property
-    def held(self) -> bool:
-        """Whether the threads had the interpreter lock one after the other."""
-        return self.late_s > LATE_S * self.n_looks and WAITS_BELOW < self.busy < ONE_BELOW
+    def held(self, n_threads: int) -> bool:
+        """Whether it was the interpreter lock that so many threads have waited for."""
+        one_by_one = self.late_s > LATE_S * self.n_looks and self.busy < ONE_BELOW
+        return not self.waits and (one_by_one or self.busy < FEW_BELOW * n_threads)
 
     @property
     def waits(self) -> bool:
@@ -188,7 +191,7 @@ class Evidence:
             found += ": the kernel lets go of the interpreter lock"
             return Verdict("threads", found) if n == n_workers else None
         # Whoever looks for as long as a hand-over takes has lost no more than that if it was right to look on.
-        if threads.wall_s < max(ENOUGH_S if threads.held else LONG_S, hand_over_s):
+        if threads.wall_s < max(ENOUGH_S if threads.held(n) else LONG_S, hand_over_s):
             return None
         if threads.waits:
             return Verdict("threads", f"{found}: the kernel waits")

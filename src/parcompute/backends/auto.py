@@ -39,9 +39,9 @@ _EMPTY = CellType()  # of a variable that has no value yet
 
 _NOT_YET = probe.Verdict("threads", "the job has ended before it was clear whether it lets go of the lock")
 
-# Seconds per byte: to copy into shared memory that nobody has used yet, and into a segment that was kept; to map pages
-# of shared memory in the workers.
-_FRESH_S, _KEPT_S, _MAPPED_S = 0.6e-9, 0.1e-9, 0.06e-9
+# Seconds per byte: to copy into shared memory that nobody has used yet, and into a segment that was kept; to map shared
+# memory, by one worker.
+_FRESH_S, _KEPT_S, _MAPPED_S = 0.6e-9, 0.1e-9, 0.12e-9
 
 _HAS_CLOCKS = hasattr(time, "pthread_getcpuclockid")
 _NO_CLOCKS = probe.Verdict("processes", "this system has no clocks of threads that tell more")
@@ -78,7 +78,9 @@ class Auto:
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
         n_blocks = job.plan.n_blocks
-        verdict = evidence.verdict(self.n_workers, n_blocks, _hand_over_s(job)) if _HAS_CLOCKS else _NO_CLOCKS
+        verdict = (
+            evidence.verdict(self.n_workers, n_blocks, _hand_over_s(job, self.n_workers)) if _HAS_CLOCKS else _NO_CLOCKS
+        )
         if verdict is None:
             return self._find_out(evidence, job, called_ns)
         self.why = f"on {verdict.backend}, as known: {verdict.why}"
@@ -108,7 +110,7 @@ class Auto:
     def _watch(self, walks: Walks, evidence: probe.Evidence) -> probe.Verdict:
         """Have two threads compute, and soon all, until it is clear who does the rest."""
         clocks = probe.Clocks(self._threads.idents)
-        n_threads, step_s, hand_over_s = min(2, self.n_workers), probe.STEP_S, _hand_over_s(walks.job)
+        n_threads, step_s, hand_over_s = min(2, self.n_workers), probe.STEP_S, _hand_over_s(walks.job, self.n_workers)
         while True:
             while len(walks) < n_threads:
                 walks.begin()
@@ -229,15 +231,15 @@ def _code_of(kernel: Any, depth: int = 0) -> Any:
     return code, tuple(_code_of(value, depth + 1) for value in cells if callable(value) and depth < _DEPTH)
 
 
-def _hand_over_s(job: Job) -> float:
+def _hand_over_s(job: Job, n_workers: int) -> float:
     """Return what it takes to bring inputs and outputs where processes reach them."""
     arrays = [*job.inputs, *job.args, *job.kwargs.values(), *(job.outputs.arrays or ())]
-    return sum(_brought_s(array) for array in arrays if isinstance(array, np.ndarray))
+    return sum(_brought_s(array, n_workers) for array in arrays if isinstance(array, np.ndarray))
 
 
-def _brought_s(array: npt.NDArray[Any]) -> float:
+def _brought_s(array: npt.NDArray[Any], n_workers: int) -> float:
     if shared.reference(array) is not None:
-        return array.nbytes * _MAPPED_S
+        return array.nbytes * _MAPPED_S / n_workers
     if sources.file_reference(array) is not None:
         return 0.0
     return array.nbytes * (_KEPT_S if segments.is_kept(array.nbytes) else _FRESH_S)
