@@ -153,6 +153,9 @@ CASES = {
     ),
     "arrays": lambda ex: ex.reduce_blocks(lambda x: x.sum(axis=0), TABLE, block_items=11),
     "dicts": lambda ex: ex.reduce_blocks(lambda x: {"sum": x.sum(), "of": (len(x), x.max(axis=0))}, X, block_items=37),
+    "many arrays": lambda ex: ex.reduce_blocks(
+        lambda block: {n: block.index / n for n in range(1, 100)}, n_items=40, block_items=1
+    ),
     "objects": lambda ex: ex.reduce_blocks(
         lambda block: f"{block.index}", n_items=40, block_items=1, combine=lambda a, b: f"({a} {b})"
     ),

@@ -393,6 +393,8 @@ def test_too_few_runs_for_an_interval_give_a_dotted_range() -> None:
 def test_each_way_has_its_own_look_and_a_name_with_what_tells_it_apart() -> None:
     ways = figures.looks(choose(CASES["schedules"]).curves)
     assert len({(way.colour, way.marker) for way in ways}) == len(ways) == 6
+    of_one = figures.looks([curve for curve in choose(CASES["schedules"]).curves if curve.backend == "pool"])
+    assert len({way.colour for way in of_one}) == len({way.marker for way in of_one}) == len(of_one) > 1
     assert [way.name for way in ways][:2] == ["pool, dynamic,16", "pool, guided"]
     (way,) = figures.looks(choose(CASES["one backend"]).curves)
     assert way.name == "processes"

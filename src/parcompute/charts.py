@@ -168,7 +168,7 @@ def grid(ax: Axes, walls: Mapping[tuple[int, int], Summary], usable_cpus: int) -
         for j, n in enumerate(columns):
             if (n, b) in walls:
                 light = speedup[i, j] > 0.55 * np.nanmax(speedup)
-                over = "\nover-subscribed" if n * b > usable_cpus else ""
+                over = "\nover-\nsubscribed" if n * b > usable_cpus else ""
                 told = f"{walls[n, b].median.value:.3g} s\n{speedup[i, j]:.2f}×{over}"
                 ax.text(j, i, told, ha="center", va="center", color="black" if light else "white")
     ax.set_xticks(range(len(columns)), [str(n) for n in columns])
@@ -211,7 +211,13 @@ def prediction(ax: Axes, found: Prediction, usable_cpus: int) -> None:
 
 
 def _log(ax: Axes, axis: str, low: float, high: float) -> None:
-    """Make an axis logarithmic with readable ticks: powers of two over few octaves, of ten over many."""
+    """Make an axis logarithmic with readable ticks: powers of two over few octaves, of ten over many.
+
+    Over less than two octaves it stays linear, from 0 on: it would have a single tick or two.
+    """
+    if high < 4 * low:
+        getattr(ax, f"set_{axis}lim")(0, high * 1.15)
+        return
     octaves = np.log2(high / low)
     base = 2 if octaves <= 12 else 10
     step = 1 if base == 10 or octaves <= 7 else 2

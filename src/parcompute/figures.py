@@ -34,6 +34,7 @@ _KNOWN = {
     "mpi": ("#56B4E9", "P"),
 }
 _OTHERS = (("#000000", "X"), ("#7F7F7F", "h"), ("#8A6D00", "p"))
+_ALL = (*_KNOWN.values(), *_OTHERS)
 _MARKERS = "osD^vPXhp*"
 
 _GREY, _DARK = "0.6", "0.25"
@@ -63,12 +64,11 @@ def look_of(backend: str, shift: int = 0) -> tuple[str, str]:
     if backend in _KNOWN:
         colour, marker = _KNOWN[backend]
         return (colour, marker) if not shift else (colour, _MARKERS[(_MARKERS.index(marker) + shift) % len(_MARKERS)])
-    others = (*_KNOWN.values(), *_OTHERS)
-    return _OTHERS[0] if backend and not shift else others[shift % len(others)]
+    return _OTHERS[0] if backend and not shift else _ALL[shift % len(_ALL)]
 
 
 def looks(curves: Sequence[Curve]) -> tuple[Look, ...]:
-    """Return a look for each curve; a backend looks the same in every figure.
+    """Return a look for each curve; a backend has the same colour in every figure that compares some.
 
     The name is that of the backend, with what else tells it from other ways of the same backend.
     """
@@ -86,6 +86,9 @@ def looks(curves: Sequence[Curve]) -> tuple[Look, ...]:
         ]  # fmt: skip
         colour, marker = of_backend[curve.backend]
         shift = _MARKERS.index(marker) + seen[curve.backend]
+        if len(of_backend) == 1:
+            own = next(i for i, (of_one, _) in enumerate(_ALL) if of_one == colour)
+            colour = _ALL[(own + seen[curve.backend]) % len(_ALL)][0]
         seen[curve.backend] += 1
         found.append(Look(colour, _MARKERS[shift % len(_MARKERS)], ", ".join([curve.backend, *differing])))
     return tuple(found)

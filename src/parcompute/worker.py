@@ -211,7 +211,8 @@ class _Desk:
         outputs = self.job.outputs
 
         def shaped(index: int, shape: Any) -> None:
-            self._send("shape", number, index, jobs.dumps_back(shape))
+            if index == 0 or not self.channel.poll():
+                self._send("shape", number, index, jobs.dumps_back(shape))
             with self.receiving:  # one thread waits for the answer of all
                 if outputs.arrays is None and not board.stopped:
                     answer = self.channel.recv()

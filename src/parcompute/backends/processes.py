@@ -26,6 +26,9 @@ from parcompute.job import Failure, Job
 from parcompute.schedule import FAILED, NO_BLOCK, WAITING, Board, Pass, rows_for
 from parcompute.timeline import Timeline
 
+# References to so many arrays fit a socket many times, also while nobody reads it.
+_FEW_ARRAYS = 32
+
 
 class Processes(CountsDone):
     """Worker processes that claim chunks by themselves."""
@@ -147,6 +150,7 @@ class _Drive:
         self.nobody = array.array("q", [NO_BLOCK]) * (options.n_workers * self.threads)
         self.shapes: dict[int, Any] = {}
         self.waiting: list[Member] = []
+        self.told: set[Member] = set()
         self.rows: list[npt.NDArray[np.void]] = []
         # What can fail for want of a pickle or of memory fails here, before anything runs.
         self.pickled, self.keep_alive = jobs.dumps(job, f"kernel {job.name}")
@@ -235,18 +239,7 @@ class _Drive:
         elif rest[0] != self.number:
             pass  # the end of an earlier job, which a failure had cut short
         elif kind == "shape":
-            self.waiting.append(member)
-            try:
-                self.shapes[rest[1]] = pickle.loads(rest[2])
-            except Exception as error:  # whatever the class of a shape raises when it is rebuilt here
-                self.fail(self.job.failure(self.job.plan.block(rest[1]), error))
-                return
-            if 0 in self.shapes:
-                self.shape(self.shapes[0])
-            elif self.over:
-                self.answer()
-            elif self.timed_deaths or self.failures:  # block 0 may be among them: whoever waits must not wait for it
-                self.shape(self.shapes[min(self.shapes)])
+            self.asked(member, *rest[1:])
         elif kind == "odd":
             try:
                 self.job.outputs.keep(rest[1], pickle.loads(rest[2]))
@@ -260,16 +253,39 @@ class _Drive:
             member.busy = False
             self.n_unbegun = 0
 
-    def shape(self, shape: Any) -> None:
-        """Make the output's arrays, and tell those that wait for them."""
-        if self.job.outputs.arrays is None:
-            self.job.outputs.allocate(shape, _shared_array)
-            self.message = self.broadcast()
-        self.answer()
+    def asked(self, member: Member, index: int, pickled: bytes) -> None:
+        """Take note of what the result of a block looks like: whoever tells it waits for the output's arrays."""
+        if member in self.told:
+            return  # they are on their way
+        self.waiting.append(member)
+        if self.job.outputs.arrays is not None:
+            self.answer()
+            return
+        try:
+            self.shapes[index] = pickle.loads(pickled)
+        except Exception as error:  # whatever the class of a shape raises when it is rebuilt here
+            self.fail(self.job.failure(self.job.plan.block(index), error))
+            return
+        if 0 in self.shapes:
+            self.shape(self.shapes[0])
+        elif self.over:
+            self.answer()
+        elif self.timed_deaths or self.failures:  # block 0 may be among them: whoever waits must not wait for it
+            self.shape(self.shapes[min(self.shapes)])
 
-    def answer(self) -> None:
-        for member in self.waiting:
-            self.crew.send(member, "arrays", self.number, self.arrays())
+    def shape(self, shape: Any) -> None:
+        """Make the output's arrays, and tell those that wait for them, and those that will as soon as they look."""
+        self.job.outputs.allocate(shape, _shared_array)
+        self.message = self.broadcast()
+        # Whoever does not wait for it may not read it for long: it must fit the channel.
+        if len(self.job.outputs.arrays or ()) <= _FEW_ARRAYS:
+            self.told.update(member for member in self.crew.members if member.busy and not member.channel.closed)
+        self.answer(*self.told)
+
+    def answer(self, *others: Member) -> None:
+        answer = pickle.dumps(("arrays", self.number, self.arrays()))
+        for member in {*self.waiting, *others}:
+            self.crew.send_pickled(member, answer)
         self.waiting = []
 
     def fail(self, failure: Failure) -> None:
