@@ -30,6 +30,19 @@ def test_the_law_that_made_the_points_is_preferred():
         assert json.loads(json.dumps(found.as_dict()))["preferred"] == law
 
 
+def test_of_laws_that_fit_as_well_the_simplest_is_preferred():
+    rng = np.random.default_rng(11)
+    for _ in range(10):
+        times = 8 / models.amdahl(COUNTS.repeat(4), 0.02) * rng.lognormal(0, 0.05, 4 * len(COUNTS))
+        found = compare_laws(["amdahl", "usl", "saturation"], COUNTS.repeat(4), times)
+        aicc = {law: fit.aicc for law, fit in found.fits.items()}
+        assert (found.preferred == "amdahl") == (aicc["amdahl"] < min(aicc.values()) + 2)
+        best = min(aicc, key=aicc.get)
+        assert (f"preferred by AICc: amdahl (simpler than {best}," in found.describe()[-1]) == (
+            found.preferred == "amdahl" != best
+        )
+
+
 def test_below_the_minimum_of_aicc_none_is_preferred_and_it_says_how_many_points_it_takes():
     found = compare_laws(["amdahl", "usl"], [1, 2, 4, 8, 16], [8.0, 4.1, 2.2, 1.3, 0.9])
     assert found.preferred == ""

@@ -27,7 +27,7 @@ class Compared:
     fits : mapping of str to Fit
         By law.
     preferred : str
-        The law with the smallest AICc; empty where it is not defined for all.
+        The simplest of the laws whose AICc is within 2 of the smallest; empty where it is not defined for all.
     why_none : str
         Why none is preferred; empty if one is.
     nested : mapping of (str, str) to (float, float)
@@ -46,7 +46,9 @@ class Compared:
             needed = "needed" if p < NEEDED else "not needed"
             lines.append(f"{small} in {large}: F = {F:.3g}, p = {p:.2g} (one-sided); the larger law is {needed}")
         if self.preferred:
-            return [*lines, f"preferred by AICc: {self.preferred}"]
+            best = min(self.fits.values(), key=lambda each: each.aicc or 0.0)
+            simpler = f" (simpler than {best.law}, whose AICc is not 2 lower)" if best.law != self.preferred else ""
+            return [*lines, f"preferred by AICc: {self.preferred}{simpler}"]
         return [*lines, f"none is preferred: {self.why_none}"]
 
     def as_dict(self) -> dict[str, Any]:

@@ -189,8 +189,13 @@ def fit(
     )
 
 
+INDIFFERENT = 2.0  # in AICc
+
+
 def prefer(*fits: Fit) -> Fit:
-    """Return the fit with the smallest AICc.
+    """Return the fit with the smallest AICc, or one of fewer parameters that is within `INDIFFERENT` of it.
+
+    A difference below 2 is none: both laws are as well supported (Burnham & Anderson 2002, section 2.6).
 
     Raises
     ------
@@ -209,7 +214,9 @@ def prefer(*fits: Fit) -> Fit:
             raise ValueError(
                 f"{each.law}: {len(each.times_s)} points are too few to compare it; measure at least {k + 2}"
             )
-    return min(fits, key=lambda each: each.aicc or 0.0)
+    best = min(each.aicc or 0.0 for each in fits)
+    supported = [each for each in fits if (each.aicc or 0.0) < best + INDIFFERENT]
+    return min(supported, key=lambda each: (len(LAWS[each.law].parameters), each.aicc or 0.0))
 
 
 def nested_test(small: Fit, large: Fit) -> tuple[float, float]:
