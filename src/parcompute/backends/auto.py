@@ -77,15 +77,13 @@ class Auto:
         self._known.move_to_end(kind)
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
-        n_blocks = job.plan.n_blocks
-        verdict = (
-            evidence.verdict(self.n_workers, n_blocks, _hand_over_s(job, self.n_workers)) if _HAS_CLOCKS else _NO_CLOCKS
-        )
+        n_blocks, hand_over_s = job.plan.n_blocks, _hand_over_s(job, self.n_workers)
+        verdict = evidence.verdict(self.n_workers, n_blocks, hand_over_s) if _HAS_CLOCKS else _NO_CLOCKS
         if verdict is None:
             return self._find_out(evidence, job, called_ns)
         self.why = f"on {verdict.backend}, as known: {verdict.why}"
         if verdict.backend == "processes":
-            _move(job, np.zeros(job.plan.n_blocks, bool), self._processes)
+            _move(job, np.zeros(n_blocks, bool), self._processes)
             with contextlib.suppress(CannotTravel):  # nothing has run then, and threads can take it as it is
                 return self._run_processes(evidence, job, n_blocks if job.keeper is None else 0, called_ns)
         self._now = self._threads
