@@ -54,6 +54,7 @@ HOUSE = {
     "lifeline": (RUN, 1),
     "probe": (RUN, 1),
     "blas": (RUN, 1),
+    "heap": (RUN, 1),
     "sources": (RUN, 1),
     # plain values
     "sweep": (HALL, 2),

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parcompute import console, machine, measure, panels, record, tables
+from parcompute import console, heap, machine, measure, panels, record, tables
 from parcompute.options import BUDGET_S
 from parcompute.provenance import Provenance, differences
 from parcompute.studies import fit_limit, studies
@@ -164,6 +164,7 @@ def perform(this: Subject, chosen: Choice) -> Path:
         f"{this.question}\n{sweep_told(sweep, fit_limit(provenance, max(c.n_workers for c in sweep.configurations)))}",
         flush=True,
     )
+    heap.keep_freed()
     checks: list[Check] = []
 
     def truth(result: Any, n_items: int) -> Check:

@@ -8,7 +8,6 @@ parent ── job, arrays ──► worker ── shape of block 0, odd results,
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import pickle
 import random
@@ -22,17 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from parcompute import blas, segments, shared, start
+from parcompute import blas, heap, segments, shared, start
 from parcompute import job as jobs
 from parcompute.job import Job
 from parcompute.schedule import BETWEEN, DONE, FAILED, Board, FileClaims, Pass, ThreadClaims
 
 # The stamp of a block that has no time limit any more: its kernel has returned.
 _COMPUTED = 2**63 - 1
-
-# What malloc may keep of freed memory: by default it gives temporaries back to the system, block after block, and each
-# new page of the next costs more than the arithmetic on it. (Option of mallopt(3), variable of the same, bytes.)
-_KEPT_BY_MALLOC = ((-3, "MALLOC_MMAP_THRESHOLD_", 2**25), (-1, "MALLOC_TRIM_THRESHOLD_", 2**26))
 
 
 @dataclass(frozen=True)
@@ -274,22 +269,12 @@ def _settle(settings: Settings) -> Any:
     with contextlib.suppress(OSError):  # the folder may be gone by now
         os.chdir(settings.folder)
     _keep_to(settings.cpus)
-    _keep_freed_memory()
+    heap.keep_freed()
     # A forked process would continue the parent's legacy streams, the same in every worker.
     random.seed()
     if "numpy.random" in sys.modules:  # loading it takes 10 ms, and seeds it
         np.random.seed()
     return blas.limit(settings.blas_threads)
-
-
-def _keep_freed_memory() -> None:
-    """Have malloc use the memory of temporaries again, unless the environment says how it should be."""
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # the GNU C library's
-    if set_option is None or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
-        return
-    for option, variable, n_bytes in _KEPT_BY_MALLOC:
-        if variable not in os.environ:
-            set_option(option, n_bytes)
 
 
 def _keep_to(cpus: frozenset[int] | None) -> None:
