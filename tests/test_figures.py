@@ -214,6 +214,9 @@ REFERENCE = Path(__file__).parents[1] / "results" / "reference"
         ("startup", "ratios"),
         ("stencil", "timeline"),
         ("bootstrap", "karp-flatt"),
+        ("bootstrap", "ratios"),
+        ("mandelbrot", "chunk-size"),
+        ("mandelbrot", "speedup"),
         ("transports", "sizes"),
         ("montecarlo", "prediction"),
     ],
@@ -230,6 +233,15 @@ def test_no_text_overlaps_on_the_figures_of_the_gallery(name: str, kind: str) ->
         panel = panels.PANELS[kind].make(newest)
     with plates.own_style():
         assert_readable(plates.compose(panel))
+
+
+def test_ways_of_several_backends_are_named_with_theirs() -> None:
+    panel = panels.PANELS["ratios"].make(choose(read(REFERENCE / "bootstrap.h5"), conditions="newest"))
+    ax = Figure().add_axes((0, 0, 1, 1))
+    panel.draw(ax)
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert len(set(names)) == len(names) == 5
+    assert {name.split()[0] for name in names} == {"joblib", "processes"}
 
 
 def assert_readable(figure: Figure) -> None:

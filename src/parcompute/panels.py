@@ -175,16 +175,18 @@ def _of_ways(study: Study) -> dict[Configuration, list[Run]]:
 
 def _ratios(study: Study) -> Panel:
     groups: dict[str, dict[Configuration, list[Run]]] = {}
-    for c, runs in sorted(_of_ways(study).items(), key=lambda item: (order(item[0]), item[0].way)):
+    of_all = _of_ways(study)
+    one_backend = len({c.backend for c in of_all}) == 1
+    for c, runs in sorted(of_all.items(), key=lambda item: (order(item[0]), item[0].way)):
         groups.setdefault(group_of(c), {})[c] = runs
     rows, bases, names = [], [], []
     for ways in groups.values():
         reference = next((c for c in ways if c.backend == "processes"), next(iter(ways)))
         against = [run.wall_s for run in ways[reference]]
-        bases.append(f"{reference.variant or reference.way}, {summarise(against)}")
-        names.append(reference.variant or reference.way)
+        names.append((one_backend and reference.variant) or reference.way)
+        bases.append(f"{names[-1]}, {summarise(against)}")
         rows += [
-            (c.variant or c.way, c.backend, ratio([run.wall_s for run in runs], against))
+            ((one_backend and c.variant) or c.way, c.backend, ratio([run.wall_s for run in runs], against))
             for c, runs in ways.items()
             if c != reference
         ]
