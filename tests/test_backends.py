@@ -111,7 +111,8 @@ def test_the_engines_of_others_do_not_hang_when_an_idle_worker_was_killed(medium
             assert time.monotonic() - began < 2 * BUSY
         assert executor.reduce_blocks(np.sum, np.ones(10), block_items=1) == 10
         if medium != "joblib":  # loky then keeps its broken executor, with two pipes
-            kill(executor.worker_pids[which])
+            with contextlib.suppress(ProcessLookupError):  # the other one did the jobs, and the pool has not looked yet
+                kill(executor.worker_pids[which])
 
 
 @SAFE
