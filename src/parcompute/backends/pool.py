@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 
 from parcompute import blas, shared, signals, worker
 from parcompute import job as jobs
@@ -297,8 +296,7 @@ def _thread_variables(blas_threads: int | None) -> Any:
 def _initialize(blas_threads: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     np.random.seed()
-    if blas_threads is not None:
-        threadpoolctl.threadpool_limits(blas_threads)
+    blas.limit(blas_threads)
 
 
 _job: tuple[int, Job] | None = None  # of this worker process: unpickled once for all its chunks

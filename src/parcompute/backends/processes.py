@@ -243,7 +243,7 @@ class _Drive:
         elif kind == "odd":
             try:
                 self.job.outputs.keep(rest[1], pickle.loads(rest[2]))
-            except Exception as error:
+            except Exception as error:  # whatever the class of a result raises when it is rebuilt here
                 block = self.job.plan.block(rest[1])
                 self.job.outputs.omit(block)  # its mark says done
                 self.fail(self.job.failure(block, error))
