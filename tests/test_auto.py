@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -13,6 +14,9 @@ import pytest
 import parcompute as pc
 from parcompute import probe
 from parcompute.backends import auto
+from parcompute.backends.threads import Walks
+from parcompute.job import Job
+from parcompute.outputs import Rows
 from parcompute.probe import ENOUGH_S, LONG_S, Evidence, Verdict
 
 X = np.random.default_rng(5).standard_normal(3_000)
@@ -294,6 +298,53 @@ def test_failures_before_and_after_the_change_are_all_listed(changing):
     assert [failure.block.index for failure in changing(100).failures] == [0, 99]
     with pytest.raises(pc.KernelError, match="block 0"):
         changing(100).map_blocks(kernel, n_items=100, block_items=1)
+
+
+@pytest.mark.parametrize("travels", [True, False])
+@pytest.mark.parametrize("n_failed", [2, 5])
+def test_when_all_blocks_before_the_change_fail_another_says_what_results_look_like(changing, n_failed, travels):
+    lock = None if travels else threading.Lock()
+
+    def kernel(block):
+        assert lock is None or not lock.locked()
+        time.sleep(0.002)
+        if block.index < n_failed:
+            raise ArithmeticError
+        return np.ones(block.size)
+
+    executor = changing(100)
+    executor.schedule = pc.blocks.Schedule.parse("dynamic")
+    rows = executor.map_blocks(kernel, n_items=100, block_items=1, on_error="keep")
+    assert rows.tolist() == [0] * n_failed + [1] * (100 - n_failed)
+    assert [failure.block.index for failure in executor.failures] == list(range(n_failed))
+    executor.reduce_blocks(len, X)  # lets go of the failures, and of what their tracebacks hold
+
+
+def test_threads_leave_no_one_waiting_for_a_block_that_they_have_not_begun():
+    plan = pc.blocks.Plan.cut(4, 1, pc.blocks.Schedule.parse("static,1"), 2)
+    job = Job(lambda block: np.full(1, block.index), (), plan, Rows(plan), asks=frozenset(["block"]))
+    pool, threads = ThreadPoolExecutor(2), []
+
+    def later(function, worker):
+        threads.append((future := Future(), function, worker))
+        return future
+
+    def begin(future, function, worker):
+        pool.submit(function, worker).add_done_callback(lambda done: future.set_result(done.result()))
+
+    walks = Walks(job, 2, later, np.empty)
+    walks.begin()
+    walks.begin()
+    begin(*threads[1])
+    while walks.board.current[1] != 1:
+        assert not walks.over(0.001)
+    walks.leave()
+    assert not walks.over(0.05)  # block 1 is computed; what it looks like is for block 0 to say
+    begin(*threads[0])
+    while not walks.over(1):
+        pass
+    assert walks.board.unfinished().tolist() == [2, 3]
+    assert job.outputs.arrays[0][:2].tolist() == [0, 1]
 
 
 def test_a_checkpoint_has_the_blocks_of_both(changing, tmp_path, serial):

@@ -476,6 +476,26 @@ def test_the_results_of_all_other_blocks_can_be_kept(start_method, number):
         assert total.tolist() == (kept + 1).sum(axis=0).tolist()
 
 
+def test_block_0_decides_what_results_look_like_though_another_block_has_failed(start_method, tmp_path):
+    begun = Fifo(tmp_path / "begun")
+
+    def kernel(block):
+        if block.index == 0:
+            begun.wait()
+            time.sleep(0.05)  # block 2 should ask before block 0 does; whether it has does not matter
+        if block.index == 1:
+            raise ArithmeticError
+        if block.index == 2:
+            begun.go()
+        return np.ones(block.size, float if block.index == 0 else np.float32)
+
+    with opened(start_method, schedule="dynamic,1") as executor:
+        rows = executor.map_blocks(kernel, n_items=4, block_items=1, on_error="keep")
+        assert (rows.dtype, rows.tolist()) == (float, [1, 0, 0, 0])
+        causes = [type(failure.__cause__).__name__ for failure in executor.failures]
+        assert causes == ["ArithmeticError", "ResultError", "ResultError"]
+
+
 def test_of_the_threads_of_a_worker_only_the_one_that_kills_it_is_blamed(start_method, tmp_path):
     begun = Fifo(tmp_path / "begun")
 

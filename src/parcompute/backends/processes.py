@@ -208,6 +208,12 @@ class _Drive:
             return None in blocks  # the job cannot run on any worker
         return bool(self.failures or self.lost)
 
+    @property
+    def headless(self) -> bool:
+        """Whether block 0 may never say what a result looks like: whoever waits must not wait for it."""
+        failed = self.board.done[0] != WAITING or any(failure.block.index == 0 for failure in self.failures)
+        return failed or bool(self.timed_deaths)
+
     def step(self) -> bool:
         """Wait for one thing to happen and deal with it; False when the job is over."""
         if not any(member.busy for member in self.crew.members):
@@ -270,7 +276,7 @@ class _Drive:
             self.shape(self.shapes[0])
         elif self.over:
             self.answer()
-        elif self.timed_deaths or self.failures:  # block 0 may be among them: whoever waits must not wait for it
+        elif self.headless:
             self.shape(self.shapes[min(self.shapes)])
 
     def shape(self, shape: Any) -> None:
@@ -297,7 +303,7 @@ class _Drive:
         if self.over:
             self.board.stop()
             self.answer()
-        elif self.shapes and self.job.outputs.arrays is None:
+        elif self.shapes and self.job.outputs.arrays is None and self.headless:
             self.shape(self.shapes[min(self.shapes)])
 
     def buried(self, member: Member) -> None:

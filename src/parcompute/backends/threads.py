@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,7 +15,7 @@ from parcompute import blas, signals
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, timeline
 from parcompute.job import Failure, Job
 from parcompute.outputs import Allocate
-from parcompute.schedule import Board, Pass, ThreadClaims
+from parcompute.schedule import WAITING, Board, Pass, ThreadClaims
 from parcompute.timeline import Timeline
 from parcompute.worker import walk
 
@@ -111,8 +111,10 @@ class Walks:
         self._submit, self._allocate = submit, allocate
         self._claims, self._pass = ThreadClaims(), Pass.first(job.plan)
         self._first_known = threading.Event()  # block 0 has said what a result looks like, or never will
-        self._given_up = False
-        self._allocating = threading.Lock()
+        if self.board.done[0] != WAITING:
+            self._first_known.set()
+        self._leaving = self._given_up = False
+        self._settling = threading.Lock()  # what is known of the first block, and what follows from it
         self._futures: list[Future[None]] = []
         self.submitted_ns = time.perf_counter_ns()
 
@@ -126,19 +128,25 @@ class Walks:
     def over(self, timeout_s: float) -> bool:
         """Wait a while; tell whether all that have begun are at their end."""
         try:
-            if wait(self._futures, timeout_s).not_done:
-                signals.look()
-                return False
-            for future in self._futures:
+            ended, going_on = wait(self._futures, timeout_s, FIRST_EXCEPTION)
+            for future in ended:
                 future.result()
+            if going_on:
+                signals.look()
         except BaseException:  # Ctrl-C: threads cannot be killed; they leave after their block
             self.stop()
             raise
-        return True
+        return not going_on
 
     def leave(self) -> None:
-        """Ask the threads to leave after the block that they compute now."""
-        self.board.stop()
+        """Ask the threads to leave after the block that they compute now.
+
+        Those that wait for block 0 would wait for ever if the thread that has claimed it left without it.
+        """
+        with self._settling:
+            self._leaving = True
+            if self.job.outputs.arrays is not None or self._first_known.is_set():
+                self.board.stop()
 
     def stop(self) -> None:
         """Ask the threads to leave after the block that they compute now, whose result nobody wants."""
@@ -153,14 +161,20 @@ class Walks:
     def _shaped(self, index: int, shape: Any) -> None:
         if index != 0:
             self._first_known.wait()
-        with self._allocating:
+        with self._settling:
             if self.job.outputs.arrays is None and not self._given_up:
                 self.job.outputs.allocate(shape, self._allocate)
-        self._first_known.set()
+            self._settled()
 
     def _failed(self, failure: Failure) -> None:
         self.failures.append(failure)
         if not self.job.keep_going:
             self.stop()
         elif failure.block is None or failure.block.index == 0:
-            self._first_known.set()
+            with self._settling:
+                self._settled()
+
+    def _settled(self) -> None:
+        if self._leaving:
+            self.board.stop()
+        self._first_known.set()
