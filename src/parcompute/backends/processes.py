@@ -211,7 +211,7 @@ class _Drive:
     @property
     def headless(self) -> bool:
         """Whether block 0 may never say what a result looks like: whoever waits must not wait for it."""
-        failed = self.board.done[0] != WAITING or any(failure.block.index == 0 for failure in self.failures)
+        failed = self.board.done[0] != WAITING or 0 in (failure.block and failure.block.index for failure in self.failures)
         return failed or bool(self.timed_deaths)
 
     def step(self) -> bool:
