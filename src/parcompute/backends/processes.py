@@ -211,8 +211,8 @@ class _Drive:
     @property
     def headless(self) -> bool:
         """Whether block 0 may never say what a result looks like: whoever waits must not wait for it."""
-        failed = self.board.done[0] != WAITING or 0 in (failure.block and failure.block.index for failure in self.failures)
-        return failed or bool(self.timed_deaths)
+        failed = [failure.block and failure.block.index for failure in self.failures]
+        return self.board.done[0] != WAITING or 0 in failed or bool(self.timed_deaths)
 
     def step(self) -> bool:
         """Wait for one thing to happen and deal with it; False when the job is over."""
