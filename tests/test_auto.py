@@ -320,31 +320,45 @@ def test_when_all_blocks_before_the_change_fail_another_says_what_results_look_l
     executor.reduce_blocks(len, X)  # lets go of the failures, and of what their tracebacks hold
 
 
-def test_threads_leave_no_one_waiting_for_a_block_that_they_have_not_begun():
-    plan = pc.blocks.Plan.cut(4, 1, pc.blocks.Schedule.parse("static,1"), 2)
+def walks_of(n_blocks, submit):
+    """Return walks of two threads, the first of which has the even blocks, and the job."""
+    plan = pc.blocks.Plan.cut(n_blocks, 1, pc.blocks.Schedule.parse("static,1"), 2)
     job = Job(lambda block: np.full(1, block.index), (), plan, Rows(plan), asks=frozenset(["block"]))
-    pool, threads = ThreadPoolExecutor(2), []
+    return Walks(job, 2, submit, np.empty), job
 
-    def later(function, worker):
-        threads.append((future := Future(), function, worker))
-        return future
 
-    def begin(future, function, worker):
-        pool.submit(function, worker).add_done_callback(lambda done: future.set_result(done.result()))
+def test_threads_leave_no_one_waiting_for_a_block_that_they_have_not_begun():
+    first, calls = Future(), []
 
-    walks = Walks(job, 2, later, np.empty)
-    walks.begin()
-    walks.begin()
-    begin(*threads[1])
-    while walks.board.current[1] != 1:
-        assert not walks.over(0.001)
-    walks.leave()
-    assert not walks.over(0.05)  # block 1 is computed; what it looks like is for block 0 to say
-    begin(*threads[0])
-    while not walks.over(1):
-        pass
+    def submit(function, worker):
+        calls.append((function, worker))
+        return pool.submit(function, worker) if worker == 1 else first
+
+    with ThreadPoolExecutor(1) as pool:
+        walks, job = walks_of(4, submit)
+        walks.begin()
+        walks.begin()
+        while walks.board.current[1] != 1:
+            assert not walks.over(0.001)
+        walks.leave()
+        function, worker = calls[0]
+        function(worker)  # the thread that has block 0 begins only now
+        first.set_result(None)
+        while not walks.over(1):
+            pass
     assert walks.board.unfinished().tolist() == [2, 3]
     assert job.outputs.arrays[0][:2].tolist() == [0, 1]
+
+
+def test_a_thread_that_fails_outside_a_kernel_is_noticed_while_others_compute():
+    futures = [Future(), Future()]
+    walks, _ = walks_of(4, lambda function, worker: futures[worker])
+    walks.begin()
+    walks.begin()
+    futures[1].set_exception(MemoryError())
+    with pytest.raises(MemoryError):
+        assert walks.over(100)
+    assert walks.board.stopped
 
 
 def test_a_checkpoint_has_the_blocks_of_both(changing, tmp_path, serial):

@@ -496,6 +496,29 @@ def test_block_0_decides_what_results_look_like_though_another_block_has_failed(
         assert causes == ["ArithmeticError", "ResultError", "ResultError"]
 
 
+class Unbuilt:
+    """Can be pickled, and not be rebuilt."""
+
+    def __reduce__(self):
+        return pickle.loads, (b"",)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("bad", [[0], [0, 3], [8, 1], [*range(8)], [*range(9)]])
+def test_a_block_fails_whose_result_cannot_be_rebuilt_and_nobody_waits_for_it(bad, threads):
+    def kernel(block):
+        return {Unbuilt(): 1.0} if block.index in bad else float(block.index)
+
+    with opened("fork", 2, threads_per_worker=threads, schedule="dynamic") as executor:
+        if len(bad) == 9:
+            with pytest.raises(pc.KernelError, match=r"block 0 .* EOFError"):
+                executor.reduce_blocks(kernel, n_items=9, block_items=1, on_error="keep")
+        else:
+            total = executor.reduce_blocks(kernel, n_items=9, block_items=1, on_error="keep")
+            assert total == 36 - sum(bad)
+            assert [failure.block.index for failure in executor.failures] == sorted(bad)
+
+
 def test_of_the_threads_of_a_worker_only_the_one_that_kills_it_is_blamed(start_method, tmp_path):
     begun = Fifo(tmp_path / "begun")
 

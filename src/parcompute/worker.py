@@ -206,8 +206,10 @@ class _Desk:
         outputs = self.job.outputs
 
         def shaped(index: int, shape: Any) -> None:
+            pickled = jobs.dumps_back(shape)
+            pickle.loads(pickled)  # if it cannot be rebuilt, that is the failure of this block
             if index == 0 or not self.channel.poll():
-                self._send("shape", number, index, jobs.dumps_back(shape))
+                self._send("shape", number, index, pickled)
             with self.receiving:  # one thread waits for the answer of all
                 if outputs.arrays is None and not board.stopped:
                     answer = self.channel.recv()

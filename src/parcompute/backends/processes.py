@@ -269,8 +269,8 @@ class _Drive:
             return
         try:
             self.shapes[index] = pickle.loads(pickled)
-        except Exception as error:  # whatever the class of a shape raises when it is rebuilt here
-            self.fail(self.job.failure(self.job.plan.block(index), error))
+        except Exception as error:  # of a shape that can be rebuilt in the worker and not here
+            self.fail(Failure.before_blocks(error))
             return
         if 0 in self.shapes:
             self.shape(self.shapes[0])
