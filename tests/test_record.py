@@ -499,7 +499,7 @@ def start(program: str, **how: object) -> subprocess.Popen[str]:
 
 
 SWEEP_UNTIL_KILLED = """
-    import os, random, signal, sys, time
+    import os, random, signal, sys, tempfile, time
     import h5py, numpy.random  # what each victim would otherwise load
     from parcompute import Check, measure
     from parcompute.record import Record, read
@@ -511,7 +511,7 @@ SWEEP_UNTIL_KILLED = """
     def count(executor, n_items, seed):
         return executor.reduce_blocks(lambda block: block.size, n_items=n_items, block_items=10)
 
-    def sweep(report):
+    def sweep(report, path):
         with Record.open(path, "counting") as record:
             record.add_provenance("here", {"host": "node7"})
             truth = lambda n, n_items: Check(n, n_items, 0, "equality")
@@ -519,16 +519,30 @@ SWEEP_UNTIL_KILLED = """
             for run in measure.measure(Sweep(ways, 500, 1), count, truth, "here", done=done):
                 os.write(report, b"%d\\n" % record.append(run))
 
-    moments, n_runs = random.Random(n_kills), 0
-    for _ in range(n_kills):
+    def victim_of(path):
         ours, theirs = os.pipe()
         victim = os.fork()
         if victim == 0:
             os.close(ours)
-            sweep(theirs)
+            sweep(theirs, path)
         os.close(theirs)
-        # Not to wait for anything: the moment of the kill is what is drawn, a run and its append take some 40 ms.
-        time.sleep(moments.uniform(0, 0.2))
+        return victim, ours
+
+    # How long a run takes here and now, so that a slow machine too gets some done between two kills.
+    with tempfile.TemporaryDirectory() as elsewhere:
+        began = time.perf_counter()
+        victim, ours = victim_of(elsewhere + "/first.h5")
+        os.read(ours, 1)
+        first_s = time.perf_counter() - began
+        os.kill(victim, signal.SIGKILL)
+        os.waitpid(victim, 0)
+        os.close(ours)
+
+    moments, n_runs = random.Random(n_kills), 0
+    for _ in range(n_kills):
+        victim, ours = victim_of(path)
+        # Not to wait for anything: the moment of the kill is what is drawn.
+        time.sleep(moments.uniform(0, 3 * first_s))
         os.kill(victim, signal.SIGKILL)
         os.waitpid(victim, 0)
         with os.fdopen(ours, "rb") as reported:
