@@ -224,8 +224,14 @@ def test_the_timeline_has_each_chunk_once_and_the_ledger_closes(executor, schedu
     executor.schedule = Schedule.parse(schedule)
     executor.reduce_blocks(np.sum, X, block_items=37)
     timeline, plan = executor.timeline, executor.plan
-    assert sorted(timeline.chunks["chunk"]) == list(range(plan.n_chunks))
-    assert set(timeline.chunks["attempt"]) == {0}
+    rows = timeline.chunks
+    if executor.backend == "auto" and rows["attempt"].any():  # it changed hands, perhaps in the middle of chunks
+        assert set(rows["attempt"]) <= {0, 1}
+        assert len(set(zip(rows["chunk"].tolist(), rows["attempt"].tolist(), strict=True))) == len(rows)
+        assert set(rows["chunk"]) == set(range(plan.n_chunks))
+    else:
+        assert not rows["attempt"].any()
+        assert sorted(rows["chunk"]) == list(range(plan.n_chunks))
     assert timeline.called_ns <= timeline.submitted_ns <= timeline.completed_ns
     assert timeline.chunks["stored_ns"].max() <= timeline.completed_ns
     assert timeline.workers["worker"].tolist() == list(range(executor.n_workers))
