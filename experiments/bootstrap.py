@@ -63,7 +63,7 @@ def agrees(percentiles, n_resamples):
 
 
 @pc.experiment(
-    n_items={"quick": 32, "default": 256, "full": 2**15},
+    n_items={"quick": 16, "default": 256, "full": 2**15},
     truth=agrees,
     backends=("processes", "joblib"),
     variants=("shared", "mapped", "pickled"),

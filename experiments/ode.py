@@ -52,7 +52,7 @@ def conserved(ends, n):
 
 
 @pc.experiment(
-    n_items={"quick": 48, "default": 384, "full": 2**14},
+    n_items={"quick": 24, "default": 384, "full": 2**14},
     truth=conserved,
     backends=("processes",),
     variants=("map", "ProcessPoolExecutor", "joblib"),
