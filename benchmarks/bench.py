@@ -20,7 +20,7 @@ from rows import CONTENDERS, ROWS, Row
 from session import Entry, Failure, Hosts, Sample, ask, compile_all
 from verdicts import Verdict, all_reached
 
-from parcompute.intervals import ratio, summarise
+from parcompute.values.intervals import ratio, summarise
 
 ROUNDS = 6
 TOTAL_S = 560.0  # with the closing of the contenders, less than ten minutes

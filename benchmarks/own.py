@@ -11,7 +11,7 @@ from contender import Contender, samples
 from tasks import N_WORKERS
 
 import parcompute as pc
-from parcompute import segments
+from parcompute.memory import segments
 
 
 def nothing(block):

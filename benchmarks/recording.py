@@ -15,11 +15,11 @@ from rows import Row
 from session import Sample
 from tasks import N_WORKERS
 
-from parcompute.campaign import machine_name
-from parcompute.measure import digest
-from parcompute.provenance import Provenance
-from parcompute.record import Record
-from parcompute.sweep import Configuration, Run
+from parcompute.experiments.measure import digest
+from parcompute.experiments.perform import machine_name
+from parcompute.machine.provenance import Provenance
+from parcompute.record.record import Record
+from parcompute.values.sweep import Configuration, Run
 
 ROOT = Path(__file__).resolve().parent.parent
 

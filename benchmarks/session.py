@@ -22,7 +22,7 @@ import numpy as np
 from tasks import N_WORKERS
 
 import parcompute
-from parcompute.quiet import Activity, disturbances
+from parcompute.machine.quiet import Activity, disturbances
 
 FOLDER = Path(__file__).resolve().parent
 

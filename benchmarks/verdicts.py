@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from parcompute.intervals import Interval, ratio, summarise
+from parcompute.values.intervals import Interval, ratio, summarise
 
 Values = Mapping[str, Sequence[float]]
 

@@ -31,7 +31,7 @@ os.environ["MPLBACKEND"] = "agg"
 # What the tests of test_stress.py do at random; repeated with the same value.
 os.environ.setdefault("PARCOMPUTE_STRESS_SEED", str(secrets.randbits(32)))
 
-from parcompute import segments  # noqa: E402  # loads numpy
+from parcompute.memory import segments  # noqa: E402  # loads numpy
 
 # A shell that starts a program in the background has it ignore Ctrl-C, and what it starts in turn.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,7 +55,7 @@ HELPERS = {
     "multiprocessing.resource_tracker": "unlinks what a killed owner has left, so it has to outlive everything",
     "multiprocessing.forkserver": "forks each worker from a clean process; one per program",
     "loky.backend.resource_tracker": "joblib's own copy of the first",
-    "parcompute.start import _serve": "parcompute's own forkserver; one per program",
+    "parcompute.workers.start import _serve": "parcompute's own forkserver; one per program",
 }
 
 
@@ -166,19 +166,37 @@ def own_of(left):
 
 
 def descendants():
-    """Return the processes that stem from this one, orphans of killed parents included."""
-    found = set(psutil.Process().children(recursive=True))
-    for pid in psutil.pids():
-        with suppress(OSError, psutil.Error):
-            if is_orphan(process := psutil.Process(pid)):
-                found.add(process)
+    """Return the processes that stem from this one, orphans of killed parents included.
+
+    An orphan keeps this one's session although who has adopted it belongs to another.
+    """
+    known = parents_and_sessions()
+    own, (_, session) = os.getpid(), known[os.getpid()]
+
+    def stems_from_here(pid):
+        parent, its_session = known.get(pid, (0, 0))
+        adopted = parent <= 1 or known.get(parent, (0, session))[1] != session
+        return parent == own or (its_session == session and adopted and pid != own) or stems_from_parent(parent)
+
+    def stems_from_parent(parent):
+        return parent > 1 and parent != own and stems_from_here(parent)
+
+    found = set()
+    for pid in filter(stems_from_here, known):
+        with suppress(psutil.Error):
+            found.add(psutil.Process(pid))
     return found
 
 
-def is_orphan(process):
-    """Tell whether a process keeps this one's session although who has adopted it belongs to another."""
-    session, adopted_by = os.getsid(0), process.ppid()
-    return os.getsid(process.pid) == session and (adopted_by <= 1 or os.getsid(adopted_by) != session)
+def parents_and_sessions():
+    """Return parent and session by process id: one file each, where psutil would read several."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:
+                _, parent, _, session = stat.read().rpartition(b")")[2].split(maxsplit=4)[:4]
+                found[int(name)] = int(parent), int(session)
+    return found
 
 
 def is_helper(process):
@@ -197,7 +215,7 @@ def open_descriptors():
     lines = {resource_tracker._resource_tracker._fd, forkserver._forkserver._forkserver_alive_fd}
     if loky := sys.modules.get("joblib.externals.loky.backend.resource_tracker"):
         lines.add(loky._resource_tracker._fd)
-    if start := sys.modules.get("parcompute.start"):
+    if start := sys.modules.get("parcompute.workers.start"):
         lines.update(start._lifeline_ends or ())
         lines.update({start._server._end.fileno()} if start._server else ())
     folder = Path("/proc/self/fd")

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parcompute import __version__, cli, options
-from parcompute.provenance import Provenance
-from parcompute.record import Record, read
-from parcompute.sweep import Configuration, Run
-from parcompute.timeline import CHUNK_DTYPE, WORKER_DTYPE, Timeline
+from parcompute import __version__, cli
+from parcompute.experiments import command_line
+from parcompute.machine.provenance import Provenance
+from parcompute.record.record import Record, read
+from parcompute.values.sweep import Configuration, Run
+from parcompute.values.timeline import CHUNK_DTYPE, WORKER_DTYPE, Timeline
 
 COMMANDS = sorted(cli.commands.commands)
 
@@ -26,7 +27,7 @@ COMMANDS = sorted(cli.commands.commands)
 def call(capsys, *arguments):
     """Run the command in this process; return its status, and what it wrote to the two streams."""
     with pytest.raises(SystemExit) as left:
-        options.leave(cli.commands, list(map(str, arguments)))
+        command_line.leave(cli.commands, list(map(str, arguments)))
     out, err = capsys.readouterr()
     return left.value.code or 0, out, err
 

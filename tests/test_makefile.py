@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from parcompute import options
+from parcompute.experiments import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("[!_]*.py"))
@@ -47,7 +47,7 @@ LEVELS = {
 
 def options_of_an_experiment(capsys):
     with pytest.raises(SystemExit):
-        options.command_line("name", "question", {"default": (1,)}, LEVELS, None, ["--help"])
+        command_line.command_line("name", "question", {"default": (1,)}, LEVELS, None, ["--help"])
     return set(re.findall(r"^  --([a-z-]+)", capsys.readouterr().out, re.MULTILINE)) - {"help"}
 
 

@@ -32,7 +32,8 @@ import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 import parcompute as pc
-from parcompute import checkpoint, start
+from parcompute.jobs import checkpoint_file
+from parcompute.workers import start
 
 # The workers of a test session can import the package, but not its tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -418,7 +419,7 @@ JOBS = """
 import faulthandler, gc, json, os, random, signal, sys, threading, time, warnings
 import numpy as np, psutil
 import parcompute as pc
-from parcompute import segments
+from parcompute.memory import segments
 
 warnings.filterwarnings("ignore", ".*they will take turns", UserWarning)
 warnings.simplefilter("ignore", ResourceWarning)  # Ctrl-C between open() and the line that would close it
@@ -782,9 +783,9 @@ CHECKPOINTED = """
 import hashlib, os, pickle, sys, time
 import numpy as np
 import parcompute as pc
-from parcompute import keeping
+from parcompute.jobs import checkpoint
 
-keeping.EVERY_S, keeping.COST = 0.004, 1  # a job of a tenth of a second is kept many times
+checkpoint.EVERY_S, checkpoint.COST = 0.004, 1  # a job of a tenth of a second is kept many times
 verb, backend, method, workers, schedule, path = sys.argv[1:]
 x = np.random.default_rng(1).standard_normal(40_000)
 
@@ -827,7 +828,7 @@ def kept_blocks(path):
     """Return the blocks that the journal of a checkpoint has."""
     if not path.exists():
         return set()
-    file = checkpoint.CheckpointFile(path)
+    file = checkpoint_file.CheckpointFile(path)
     try:
         return {index for first, stop, _, _ in file.records() for index in range(first, stop)}
     finally:

@@ -1,29 +1,28 @@
 """Scientific batch computing in Python: all cores, no copies, honest scaling curves."""
 
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if sys.platform == "win32":
     raise ImportError("parcompute needs Linux or macOS; on Windows, run it in WSL 2")
 
-from parcompute import announce
-from parcompute.backends.base import WorkerLost
-from parcompute.blocks import Block, Plan
-from parcompute.checkpoint import CheckpointError
-from parcompute.executor import Executor
-from parcompute.experiment import experiment
-from parcompute.job import KernelError
-from parcompute.losses import Losses, losses
-from parcompute.shared import SharedArray, SharedMemoryFull, share
-from parcompute.sweep import Check
-from parcompute.timeline import Timeline
+from parcompute._version import __version__ as __version__
+from parcompute.executor.joblib_name import register_joblib, register_joblib_once_imported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from parcompute.advice import Advice
-
-__version__ = "0.1.0.dev0"
+    from parcompute.analysis.losses import Losses, losses
+    from parcompute.backends.base import WorkerLost
+    from parcompute.executor.advice import advise
+    from parcompute.executor.executor import Executor
+    from parcompute.experiments.experiment import experiment
+    from parcompute.jobs.checkpoint_file import CheckpointError
+    from parcompute.jobs.job import KernelError
+    from parcompute.memory.segments import SharedMemoryFull
+    from parcompute.memory.shared import SharedArray, share
+    from parcompute.values.blocks import Block, Plan
+    from parcompute.values.sweep import Check
+    from parcompute.values.timeline import Timeline
 
 __all__ = [
     "Block",
@@ -44,42 +43,35 @@ __all__ = [
     "share",
 ]
 
-
-def advise(kernel: "Callable[..., Any]", *arrays: Any, **given: Any) -> "Advice":
-    """Find out how to run a kernel: threads or processes, how many, with which blocks.
-
-    See `parcompute.advice.advise` for the parameters; they are those of `Executor.map_blocks`.
-
-    Returns
-    -------
-    parcompute.advice.Advice
-        Print it.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> advise(np.sqrt, np.arange(100_000.0)).way.backend in ("serial", "threads", "processes")
-    True
-    """
-    from parcompute.advice import advise  # on demand: most programs do without
-
-    return advise(kernel, *arrays, **given)
+# Where each name is at home: looked up when it is first asked for, so that `import parcompute` loads next to nothing.
+_HOMES = {
+    "Block": "values.blocks",
+    "Check": "values.sweep",
+    "CheckpointError": "jobs.checkpoint_file",
+    "Executor": "executor.executor",
+    "KernelError": "jobs.job",
+    "Losses": "analysis.losses",
+    "Plan": "values.blocks",
+    "SharedArray": "memory.shared",
+    "SharedMemoryFull": "memory.segments",
+    "Timeline": "values.timeline",
+    "WorkerLost": "backends.base",
+    "advise": "executor.advice",
+    "experiment": "experiments.experiment",
+    "losses": "analysis.losses",
+    "share": "memory.shared",
+}
 
 
-def register_joblib() -> None:
-    """Make ``"parcompute"`` known to joblib as the name of a backend.
-
-    ``import parcompute`` does this by itself, whether joblib is imported before it or after. Call it if something
-    else has taken the name since.
-
-    Examples
-    --------
-    >>> import joblib
-    >>> with joblib.parallel_config(backend="parcompute", n_jobs=2):
-    ...     joblib.Parallel()(joblib.delayed(abs)(n) for n in (-1, -2, -3))
-    [1, 2, 3]
-    """
-    announce.to_joblib()
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return found
 
 
-announce.to_joblib_once_imported()
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]
+
+
+register_joblib_once_imported()

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from parcompute import __version__
-from parcompute.options import Counts, Schedules
+from parcompute._version import __version__
+from parcompute.experiments.command_line import Counts, Schedules
 
 # What is fitted unless it is said.
 FITTED = ("amdahl", "usl", "logarithmic", "saturation")
@@ -25,7 +25,7 @@ def commands() -> None:
 
 def main() -> None:
     """Run the command and leave the program with its exit status."""
-    from parcompute.options import leave
+    from parcompute.experiments.command_line import leave
 
     leave(commands, None)
 
@@ -50,7 +50,7 @@ def run(file: str, arguments: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def machine_(as_json: bool) -> None:
     """Tell what this process may use: CPUs, memory, limits, and the reason for each number."""
-    from parcompute.machine import Machine
+    from parcompute.machine.machine import Machine
 
     machine = Machine.read()
     click.echo(json.dumps(machine.as_dict(), indent=2) if as_json else "\n".join(machine.describe()))
@@ -77,8 +77,9 @@ def _of_one_study(command: Any) -> Any:
 @click.option("--csv", "form", flag_value="csv", help="For spreadsheets: one row per run, as recorded.")
 def show(files: tuple[str, ...], form: str | None) -> None:
     """Print what FILES hold: times, speed-ups and efficiencies with their intervals, and the verdict."""
-    from parcompute import record, tables
-    from parcompute.studies import studies, unlike_conditions
+    from parcompute.analysis import tables
+    from parcompute.analysis.studies import studies, unlike_conditions
+    from parcompute.record import record
 
     read = [record.read(file, timelines=form != "csv") for file in files]
     if form == "csv":
@@ -105,10 +106,10 @@ def show(files: tuple[str, ...], form: str | None) -> None:
 @_of_one_study
 def plot(files: tuple[str, ...], formats: tuple[str, ...], kinds: tuple[str, ...], **chosen: Any) -> None:
     """Draw the figures of FILES beside them, from the files alone."""
-    from parcompute import plates
+    from parcompute.figures import pages
 
     for file in files:
-        for path in plates.save(Path(file), formats=formats or ("png", "svg"), figures=kinds or None, **chosen):
+        for path in pages.save(Path(file), formats=formats or ("png", "svg"), figures=kinds or None, **chosen):
             click.echo(path)
 
 
@@ -123,10 +124,10 @@ def plot(files: tuple[str, ...], formats: tuple[str, ...], kinds: tuple[str, ...
 @_of_one_study
 def fit(file: str, laws: tuple[str, ...], loss: str, of_rate: bool | None, as_json: bool, **chosen: Any) -> None:
     """Fit laws of scaling to FILE: a record, or any table of workers, time (or throughput), and optionally rounds."""
-    from parcompute import points
-    from parcompute.choice import compare_laws
+    from parcompute.analysis import measurements
+    from parcompute.analysis.choice import compare_laws
 
-    tables = points.of_file(Path(file), of_rate=of_rate, **chosen)
+    tables = measurements.of_file(Path(file), of_rate=of_rate, **chosen)
     found = {
         name: compare_laws(laws or FITTED, each.n_workers, each.times_s, loss=loss, rounds=each.rounds)
         for name, each in tables.items()
@@ -149,7 +150,8 @@ def compare(a: str, b: str, as_json: bool, seed: int | None, n_items: int | None
 
     Of each file the newest conditions are taken; with A and B the same file, its two newest.
     """
-    from parcompute import comparison, record
+    from parcompute.analysis import comparison
+    from parcompute.record import record
 
     found = comparison.compare(record.read(a), record.read(b), seed=seed, n_items=n_items)
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else "\n".join(found.describe()))
@@ -160,7 +162,7 @@ def compare(a: str, b: str, as_json: bool, seed: int | None, n_items: int | None
 @click.option("--output", type=click.Path(dir_okay=False), help="Where to write; beside the first file if left out.")
 def report(files: tuple[str, ...], output: str | None) -> None:
     """Write one self-contained HTML page about FILES: verdict, figures, tables, conditions, rules and data."""
-    from parcompute import report
+    from parcompute.figures import report
 
     click.echo(report.write([Path(file) for file in files], Path(output) if output else None))
 
@@ -173,7 +175,7 @@ def report(files: tuple[str, ...], output: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def advise(target: str, arrays: tuple[str, ...], n_items: int | None, workers: int | None, as_json: bool) -> None:
     """Say how to run NAME of FILE.py: an experiment, a kernel of blocks of ARRAYS (.npy files), or a call per item."""
-    from parcompute import scripts
+    from parcompute.experiments import scripts
 
     found = scripts.advice_for(target, arrays, n_items, workers)
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
@@ -184,7 +186,7 @@ def advise(target: str, arrays: tuple[str, ...], n_items: int | None, workers: i
 @click.option("--folder", default="experiments", show_default=True, type=click.Path(file_okay=False))
 def new(name: str, folder: str) -> None:
     """Write an experiment NAME that runs at once, to begin from."""
-    from parcompute import scripts
+    from parcompute.experiments import scripts
 
     click.echo(scripts.write_template(name, Path(folder)))
 
@@ -194,7 +196,7 @@ def new(name: str, folder: str) -> None:
 @click.option("--into", required=True, type=click.Path(dir_okay=False), help="A new file, or one to add to.")
 def merge(files: tuple[str, ...], into: str) -> None:
     """Put the runs of FILES, of several machines or tasks of a job array, into one file."""
-    from parcompute import merging
+    from parcompute.record import merging
 
     for line in merging.merge([Path(file) for file in files], Path(into)):
         click.echo(line)
@@ -211,8 +213,10 @@ def simulate(
     file: str, workers: tuple[int, ...], backend: str, schedules: tuple[str, ...], as_json: bool, **chosen: Any
 ) -> None:
     """Predict the speed-up on other numbers of workers by replaying a recorded timeline of FILE."""
-    from parcompute import plates, record, simulate
-    from parcompute.studies import choose
+    from parcompute.analysis import simulate
+    from parcompute.analysis.studies import choose
+    from parcompute.figures import pages
+    from parcompute.record import record
 
     study = choose(record.read(file, timelines=True), **chosen)
     prediction = simulate.predict(study.runs, backend, workers, schedules)
@@ -220,7 +224,7 @@ def simulate(
         click.echo(json.dumps(prediction.as_dict(), indent=2))
         return
     click.echo("\n".join(prediction.describe()))
-    for path in plates.save_prediction(study, prediction, Path(file)):
+    for path in pages.save_prediction(study, prediction, Path(file)):
         click.echo(path)
 
 

@@ -6,16 +6,18 @@ import importlib
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from parcompute import job as jobs
-from parcompute.job import Failure, Job, KernelError
-from parcompute.timeline import CHUNK_DTYPE, DEATH_DTYPE, WORKER_DTYPE, Timeline
+from parcompute.jobs import pickling
+from parcompute.jobs.job import Failure, Job, KernelError, is_ctrl_c
+from parcompute.values.timeline import CHUNK_DTYPE, DEATH_DTYPE, WORKER_DTYPE, Timeline
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 ENTRY_POINTS = "parcompute.backends"
 
@@ -23,8 +25,8 @@ ENTRY_POINTS = "parcompute.backends"
 _BACKENDS = {
     "serial": "parcompute.backends.serial:Serial",
     "threads": "parcompute.backends.threads:Threads",
-    "processes": "parcompute.backends.processes:Processes",
-    "auto": "parcompute.backends.auto:Auto",
+    "processes": "parcompute.backends.processes.processes:Processes",
+    "auto": "parcompute.backends.auto.auto:Auto",
     "pool": "parcompute.backends.pool:Pool",
     "joblib": "parcompute.backends.joblib:Joblib",
 }
@@ -119,7 +121,7 @@ class Call:
             result = self.function(*self.args, **self.kwargs)
         except BaseException as error:  # the future is where the caller looks, for SystemExit too
             self.future.set_exception(error)
-            if jobs.is_ctrl_c(error):
+            if is_ctrl_c(error):
                 raise
         else:
             self.future.set_result(result)
@@ -130,7 +132,7 @@ class Call:
         None if it cannot travel, which the future then says, as with `concurrent.futures`.
         """
         try:
-            return jobs.dumps((self.function, self.args, self.kwargs), "the call")
+            return pickling.dumps((self.function, self.args, self.kwargs), "the call")
         except Exception as error:  # whatever a __reduce__ of the caller raises
             if self.future.set_running_or_notify_cancel():
                 self.future.set_exception(error)
@@ -138,7 +140,7 @@ class Call:
 
 
 def settle(future: Future[Any], returned: bool, pickled: bytes) -> None:
-    """Give a future what `parcompute.worker.run_call` has sent."""
+    """Give a future what `parcompute.workers.worker.run_call` has sent."""
     try:
         answer = pickle.loads(pickled)
     except Exception as error:  # a result that cannot be rebuilt here

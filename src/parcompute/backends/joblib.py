@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from parcompute import blas, shared, signals, sources, worker
-from parcompute import job as jobs
-from parcompute.backends import remote
+from parcompute.backends import tasks
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, WorkerLost, settle, timeline
-from parcompute.job import Job
-from parcompute.timeline import Timeline
+from parcompute.jobs import pickling
+from parcompute.jobs.job import Job
+from parcompute.machine import blas, signals
+from parcompute.memory import shared, sources
+from parcompute.values.timeline import Timeline
+from parcompute.workers import worker
 
 
 class Joblib(CountsDone, StoresHere):
@@ -52,11 +54,11 @@ class Joblib(CountsDone, StoresHere):
         """Compute every block once, or raise when a worker dies."""
         with signals.taken(self._turn), signals.at_any_line():
             self.wait_until_ready()
-            caller = remote.Caller(job, self.allocate)
+            caller = tasks.Caller(job, self.allocate)
             self._running = weakref.ref(caller)
             # joblib maps arrays into files by itself; an open dataset it cannot send
             job = replace(job, inputs=tuple(sources.portable(array) for array in job.inputs))
-            compute = self._joblib.delayed(remote.compute_unless)
+            compute = self._joblib.delayed(tasks.compute_unless)
             stop = shared.share(np.zeros(1, np.uint8))
             submitted_ns = time.perf_counter_ns()
             try:  # a worker may die while tasks are still handed out
@@ -80,7 +82,7 @@ class Joblib(CountsDone, StoresHere):
             self._ready_ns = 0
             return WorkerLost(f"a worker of joblib ended: {error}")
         if job is not None and isinstance(error, (pickle.PicklingError, TypeError)):
-            jobs.dumps(job, f"kernel {job.name}")  # names the culprit
+            pickling.dumps(job, f"kernel {job.name}")  # names the culprit
         return error
 
     def submit(self, call: Call) -> None:

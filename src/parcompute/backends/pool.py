@@ -21,13 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from parcompute import blas, shared, signals, worker
-from parcompute import job as jobs
-from parcompute.backends import remote
+from parcompute.backends import tasks
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, WorkerLost, settle, timeline
-from parcompute.backends.crew import ending
-from parcompute.job import Job
-from parcompute.timeline import Timeline
+from parcompute.backends.processes.crew import ending
+from parcompute.jobs import pickling
+from parcompute.jobs.job import Job
+from parcompute.machine import blas, signals
+from parcompute.memory import shared
+from parcompute.values.timeline import Timeline
+from parcompute.workers import worker
 
 # How often the caller looks whether all workers live.
 _LOOK_S = 0.2
@@ -82,10 +84,10 @@ class Pool(CountsDone, StoresHere):
         """Compute every block once, or raise when a worker dies."""
         with signals.taken(self._turn):
             self._all_ready()
-            pickled, keep_alive = jobs.dumps(job, f"kernel {job.name}")
+            pickled, keep_alive = pickling.dumps(job, f"kernel {job.name}")
             segment = shared.share(np.frombuffer(b"\0" + pickled, np.uint8))
             self._n_jobs += 1
-            caller = remote.Caller(job, self.allocate)
+            caller = tasks.Caller(job, self.allocate)
             self._running = weakref.ref(caller)
             submitted_ns = time.perf_counter_ns()
             answers = self._pool.imap_unordered(partial(_chunk, self._n_jobs, segment), list(caller.chunks()))
@@ -305,8 +307,8 @@ _job: tuple[int, Job] | None = None  # of this worker process: unpickled once fo
 def _chunk(number: int, pickled: shared.SharedArray, task: tuple[int, tuple[int, ...] | None]) -> bytes:
     global _job
     if _job is None or _job[0] != number:
-        _job = (number, jobs.loads(pickled[1:].tobytes()))
-    return jobs.dumps_back(remote.compute_unless(pickled, _job[1], *task))
+        _job = (number, pickling.loads(pickled[1:].tobytes()))
+    return pickling.dumps_back(tasks.compute_unless(pickled, _job[1], *task))
 
 
 def _who(_: int) -> int:

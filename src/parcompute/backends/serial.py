@@ -7,12 +7,12 @@ import time
 import weakref
 from typing import Any
 
-from parcompute import blas, signals
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, timeline
-from parcompute.job import Failure, Job
-from parcompute.schedule import Board, Pass, ThreadClaims
-from parcompute.timeline import Timeline
-from parcompute.worker import walk
+from parcompute.jobs.job import Failure, Job
+from parcompute.jobs.schedule import Board, Pass, ThreadClaims
+from parcompute.machine import blas, signals
+from parcompute.values.timeline import Timeline
+from parcompute.workers.worker import walk
 
 
 class Serial(CountsDone, StoresHere):

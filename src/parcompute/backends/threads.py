@@ -11,13 +11,13 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from typing import Any
 
-from parcompute import blas, signals
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, timeline
-from parcompute.job import Failure, Job
-from parcompute.outputs import Allocate
-from parcompute.schedule import WAITING, Board, Pass, ThreadClaims
-from parcompute.timeline import Timeline
-from parcompute.worker import walk
+from parcompute.jobs.job import Failure, Job
+from parcompute.jobs.outputs import Allocate
+from parcompute.jobs.schedule import WAITING, Board, Pass, ThreadClaims
+from parcompute.machine import blas, signals
+from parcompute.values.timeline import Timeline
+from parcompute.workers.worker import walk
 
 
 class Threads(CountsDone, StoresHere):

@@ -1,0 +1,1 @@
+"""What runs mean: ledgers, speed-ups with their intervals, laws of scaling, verdicts."""

@@ -1,0 +1,155 @@
+"""What a study found, as a table of plain text: times, speed-ups, efficiencies, with units and intervals."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parcompute.analysis.scaling import Curve
+from parcompute.analysis.studies import Study
+from parcompute.analysis.verdict import verdict
+from parcompute.record import schema
+from parcompute.values.intervals import Interval, summarise
+from parcompute.values.sweep import Run
+
+
+def table(study: Study) -> list[str]:
+    """Return the lines of a study's table: the study, the base, a row per point, what was left out."""
+    curves = study.curves
+    if not curves:
+        return [str(study), *_serial_only(study), *_left_out(study)]
+    lines = [str(study), *_verified(study), *_bases(curves), *_aligned(points(study))]
+    if any(point.beyond for curve in curves for point in curve.points):
+        lines.append(f"* more workers than {study.n_cpus} CPU{'s' * (study.n_cpus > 1)}: in no fit")
+    return lines + _left_out(study)
+
+
+def points(study: Study) -> list[tuple[str, ...]]:
+    """Return a heading, and a row per point of the curves: times, speed-ups and efficiencies with their intervals."""
+    rows: list[tuple[str, ...]] = [("backend", "workers", "runs", "time (s)", "speed-up", "efficiency (%)")]
+    for curve in study.curves:
+        for point in curve.points:
+            rows.append(
+                (
+                    curve.label,
+                    f"{point.n_workers}{'*' if point.beyond else ''}",
+                    str(point.wall.n),
+                    _shown(point.wall.median),
+                    _shown(point.speedup, 2),
+                    _shown(_percent(point.efficiency), 1),
+                )
+            )
+    return rows
+
+
+def csv_of(runs: Iterable[tuple[Path, Run]]) -> str:
+    """Return runs as comma-separated text with a heading: one row each, as in the file."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, ["file", *(name for name, _, _ in schema.FIELDS)], lineterminator="\n")
+    writer.writeheader()
+    for path, run in runs:
+        writer.writerow({"file": str(path), **schema.row_of(run)})
+    return stream.getvalue()
+
+
+def as_dict(study: Study) -> dict[str, Any]:
+    """Return a study as plain values for `json`; what is not a number is None."""
+    told = {
+        "experiment": study.experiment,
+        "kind": study.kind,
+        "n_items": study.n_items,
+        "seed": study.seed,
+        "conditions": study.conditions,
+        "provenance": study.provenance.as_dict(),
+        "n_runs": len(study.runs),
+        "left_out": study.left_out,
+        "n_cpus": study.n_cpus,
+        "curves": [{**dataclasses.asdict(curve), "label": curve.label} for curve in study.curves],
+        "verdicts": verdicts(study),
+    }
+    plain: dict[str, Any] = _plain(told)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def verdicts(study: Study) -> list[str]:
+    """Return a sentence per way of running: how far it scales, and what the rest was lost to."""
+    return [verdict(curve) for curve in study.curves]
+
+
+def _verified(study: Study) -> list[str]:
+    """Say what the results are, how far from the truth, and that they are the same."""
+    runs = [run for run in study.runs if run.verified]
+    if not runs or len({run.digest for run in runs}) > 1:  # the second for weak scaling, whose problems differ
+        return []
+    run = runs[0]
+    told = f"verified: {len(runs)} runs gave the same bits (sha256 {run.digest[:12]}…)"
+    if not math.isfinite(run.value):
+        return [told]
+    return [f"{told}; {run.value:.10g} is {run.error:.2g} off the truth, {run.tolerance:.2g} allowed"]
+
+
+def _bases(curves: Sequence[Curve]) -> list[str]:
+    """Say what speed-ups are relative to: once, where all ways of running have the same base."""
+    if len({str(curve.base) for curve in curves}) == 1:
+        return [f"base: {curves[0].base}"]
+    return [f"base of {curve.label}: {curve.base}" for curve in curves]
+
+
+def _serial_only(study: Study) -> list[str]:
+    walls_s: dict[str, list[float]] = {}
+    for run in study.counted:
+        walls_s.setdefault(run.configuration.way, []).append(run.wall_s)
+    if not walls_s:
+        return ["no run counts: none is both verified and undisturbed; make more rounds when the machine is quiet"]
+    if len(walls_s) == 1:
+        return [f"serial runs only, nothing to compare them with: {summarise(*walls_s.values()).median} s"]
+    rows = [(way, str(len(times)), _shown(summarise(times).median)) for way, times in sorted(walls_s.items())]
+    return _aligned([("way", "runs", "time (s)"), *rows])
+
+
+def _left_out(study: Study) -> list[str]:
+    """Say how many runs are in no number of the table, and why."""
+    reasons = ", ".join(f"{n} {reason}" for reason, n in study.left_out.items())
+    return [f"left out of {len(study.runs)} runs: {reasons}"] if reasons else []
+
+
+def _percent(interval: Interval) -> Interval:
+    return Interval(100 * interval.value, 100 * interval.low, 100 * interval.high, interval.is_range)
+
+
+def _shown(interval: Interval, digits: int | None = None) -> str:
+    if digits is None:
+        return str(interval)
+    kind = "range" if interval.is_range else "95 %"
+    return f"{interval.value:.{digits}f} ({kind} {interval.low:.{digits}f}–{interval.high:.{digits}f})"
+
+
+def _aligned(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Pad each column to its widest cell, text to the left and numbers to the right."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]

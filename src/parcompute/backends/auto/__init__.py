@@ -1,0 +1,1 @@
+"""Threads or processes, whichever serves a kernel better: found out while it runs."""

@@ -1,0 +1,259 @@
+"""Threads where a kernel lets go of the interpreter lock, processes where it does not: found out on its first blocks.
+
+    a kernel of which nothing is known ──► one thread, two, four, … ──► all of them finish the job
+                                                   │ they take turns
+                                                   └──► what is left goes to the worker processes
+
+Every backend gives the same bits, so the choice can be left to the machine. It is remembered for the kernel.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from types import BuiltinFunctionType, CellType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from parcompute.backends.auto import probe
+from parcompute.backends.base import Call, Options, Trouble, conclude, position
+from parcompute.backends.processes.processes import Processes
+from parcompute.backends.threads import Threads, Walks
+from parcompute.jobs.job import Job, Keeper
+from parcompute.jobs.pickling import CannotTravel
+from parcompute.jobs.schedule import NO_BLOCK, WAITING
+from parcompute.memory import segments, shared, sources
+from parcompute.values.timeline import Timeline
+
+# Of so many kernels the choice is remembered, of those that ran last.
+_REMEMBERED = 256
+
+# Wrappers within wrappers are told apart as deep as that; a function may refer to itself.
+_DEPTH = 3
+
+_EMPTY = CellType()  # of a variable that has no value yet
+
+_NOT_YET = probe.Verdict("threads", "the job has ended before it was clear whether it lets go of the lock")
+
+# Seconds per byte: to copy into shared memory that nobody has used yet, and into a segment that was kept; to map shared
+# memory, by one worker.
+_FRESH_S, _KEPT_S, _MAPPED_S = 0.6e-9, 0.1e-9, 0.12e-9
+
+_HAS_CLOCKS = hasattr(time, "pthread_getcpuclockid")
+_NO_CLOCKS = probe.Verdict("processes", "this system has no clocks of threads that tell more")
+
+
+class Auto:
+    """Threads and processes of one executor; the processes take its calls."""
+
+    def __init__(self, options: Options) -> None:
+        self._processes = Processes(options)
+        self._threads = Threads(options)
+        self._now: Threads | Processes = self._threads
+        self.n_workers, self.start_method = options.n_workers, self._processes.start_method
+        self.why = ""
+        self._known: collections.OrderedDict[Hashable, probe.Evidence] = collections.OrderedDict()
+
+    def wait_until_ready(self) -> int:
+        """Return when the last worker process is ready."""
+        return max(self._processes.wait_until_ready(), self._threads.wait_until_ready())
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Make an output in private memory: new pages of it cost less than those of shared memory."""
+        return self._threads.allocate(shape, dtype)
+
+    def reaches(self, array: npt.NDArray[Any]) -> bool:
+        """Every array: processes get an output of their own."""
+        return True
+
+    def run(self, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
+        """Compute every block once."""
+        kind = _kind_of(job)
+        evidence = self._known.setdefault(kind, probe.Evidence())
+        self._known.move_to_end(kind)
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        n_blocks, hand_over_s = job.plan.n_blocks, _hand_over_s(job, self.n_workers)
+        verdict = evidence.verdict(self.n_workers, n_blocks, hand_over_s) if _HAS_CLOCKS else _NO_CLOCKS
+        if verdict is None:
+            return self._find_out(evidence, job, called_ns)
+        self.why = f"on {verdict.backend}, as known: {verdict.why}"
+        if verdict.backend == "processes":
+            _move(job, np.zeros(n_blocks, bool), self._processes)
+            with contextlib.suppress(CannotTravel):  # nothing has run then, and threads can take it as it is
+                return self._run_processes(evidence, job, n_blocks if job.keeper is None else 0, called_ns)
+        self._now = self._threads
+        return self._threads.run(job, called_ns)
+
+    def _find_out(self, evidence: probe.Evidence, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
+        self._now = self._threads
+        with self._threads.turn():
+            walks = self._threads.walks(job)
+            with probe.short_turns():
+                verdict = self._watch(walks, evidence)
+            self.why = f"on {verdict.backend}: {verdict.why}"
+            if verdict.backend == "threads":
+                return self._threads.finish(walks, called_ns)
+            walks.leave()
+            while not walks.over(job.look()):
+                pass
+        if not len(walks.board.unfinished()) or (walks.failures and not job.keep_going):
+            return self._threads.finish(walks, called_ns)
+        return self._hand_over(walks, evidence, job, called_ns)
+
+    def _watch(self, walks: Walks, evidence: probe.Evidence) -> probe.Verdict:
+        """Have two threads compute, and soon all, until it is clear who does the rest."""
+        clocks = probe.Clocks(self._threads.idents)
+        n_threads, step_s, hand_over_s = min(2, self.n_workers), probe.STEP_S, _hand_over_s(walks.job, self.n_workers)
+        while True:
+            while len(walks) < n_threads:
+                walks.begin()
+            if n_threads == self.n_workers:  # each look takes time from the threads, and sooner it would change nothing
+                step_s = max(step_s, hand_over_s)
+            before, n_before = clocks.read(), walks.board.n_done
+            left_s, over = step_s, False
+            while left_s > 0 and not over:
+                over = walks.over(min(left_s, walks.job.look()))
+                left_s = before.wall_s + step_s - time.perf_counter()
+            after, n_done = clocks.read(), walks.board.n_done
+            if NO_BLOCK not in walks.board.current[:n_threads]:  # all that should compute do
+                wall_s, cpu_s = after.wall_s - before.wall_s, after.cpu_s - before.cpu_s
+                late_s = None if over else wall_s - step_s
+                evidence.of_threads(n_threads).add(wall_s, cpu_s, n_done - n_before, late_s)
+            if over:
+                return _NOT_YET
+            if verdict := evidence.verdict(self.n_workers, walks.job.plan.n_blocks - n_done, hand_over_s):
+                return verdict
+            if n_threads < self.n_workers and evidence.wants_more(n_threads):
+                n_threads, step_s = self.n_workers, probe.STEP_S
+            else:
+                step_s = min(2 * step_s, probe.LONG_S)
+
+    def _run_processes(
+        self, evidence: probe.Evidence, job: Job, n_blocks: int, called_ns: int
+    ) -> tuple[Timeline, tuple[Trouble, ...]]:
+        """Have the processes do so many blocks of a job, and note how long that has taken; 0 is an unknown number."""
+        self._now = self._processes
+        found, troubles = self._processes.run(job, called_ns)
+        if n_blocks and len(rows := found.chunks):
+            wall_ns = rows["finished_ns"].max() - rows["started_ns"].min()
+            evidence.processes.add(wall_ns / 1e9, rows["cpu_ns"].sum() / 1e9, n_blocks)
+        return found, troubles
+
+    def _hand_over(
+        self, walks: Walks, evidence: probe.Evidence, job: Job, called_ns: int
+    ) -> tuple[Timeline, tuple[Trouble, ...]]:
+        """Have the processes do what is left."""
+        marks, begun = walks.board.done, walks.board.take_rows()
+        _move(job, marks != WAITING, self._processes)
+        rest = replace(job, keeper=_Continued(marks, job.keeper))
+        try:
+            n_left = int(np.count_nonzero(marks == WAITING))
+            found, troubles = self._run_processes(evidence, rest, n_left, called_ns)
+        except CannotTravel as error:
+            self._now, self.why = self._threads, f"on threads: {error}"
+            found, troubles = self._threads.run(rest, called_ns)
+        found.chunks["attempt"] += 1
+        whole = replace(found, submitted_ns=walks.submitted_ns, chunks=np.concatenate([begun, found.chunks]))
+        return whole, tuple(sorted((*conclude(job, walks.failures), *troubles), key=position))
+
+    def n_done(self) -> int:
+        """Return how many blocks of the job that runs are done."""
+        return self._now.n_done()
+
+    def submit(self, call: Call) -> None:
+        """Run a call on a worker process."""
+        self._processes.submit(call)
+
+    def pids(self) -> tuple[int, ...]:
+        """Return the process ids of the workers."""
+        return self._processes.pids()
+
+    def close(self, *, wait: bool) -> None:
+        """End the processes after the submitted calls, and the threads."""
+        try:
+            self._processes.close(wait=wait)
+        finally:
+            self._threads.close(wait=wait)
+
+    def kill(self) -> None:
+        """End the processes now."""
+        try:
+            self._processes.kill()
+        finally:
+            self._threads.kill()
+
+
+class _Continued:
+    """See `parcompute.jobs.job.Keeper`: what threads have done need not be done again."""
+
+    complete = False
+
+    def __init__(self, marks: npt.NDArray[np.uint8], keeper: Keeper | None) -> None:
+        self._marks, self._keeper = marks, keeper
+
+    def follow(self, done: npt.NDArray[np.uint8], *, late: bool = False, every_s: float | None = None) -> None:
+        """Mark what the threads have marked."""
+        done[:] = np.where(self._marks != WAITING, self._marks, done)
+        if self._keeper is not None:
+            self._keeper.follow(done, late=late, every_s=every_s)
+
+    def look(self) -> float:
+        """Have the checkpoint, if there is one, write what is due."""
+        return float("inf") if self._keeper is None else self._keeper.look()
+
+
+def _kind_of(job: Job) -> Hashable:
+    """Return what jobs have in common of which one tells about another.
+
+    The size of a block is of it: NumPy lets go of the lock for the eigenvalues of several matrices, and not for one.
+    """
+    shapes = tuple((array.shape[1:], str(array.dtype)) for array in job.inputs if isinstance(array, np.ndarray))
+    return _code_of(job.kernel), job.plan.block_items, shapes
+
+
+def _code_of(kernel: Any, depth: int = 0) -> Any:
+    """Return what calls of the same code have in common: a lambda that is made anew each time is still the same."""
+    while isinstance(kernel, functools.partial):
+        kernel = kernel.func
+    kernel = getattr(kernel, "__func__", kernel)
+    code = getattr(kernel, "__code__", None)
+    if code is None:
+        return kernel if isinstance(kernel, (np.ufunc, BuiltinFunctionType)) else type(kernel)
+    # What a wrapper wraps makes it another kernel.
+    cells = [cell.cell_contents for cell in kernel.__closure__ or () if cell != _EMPTY]
+    return code, tuple(_code_of(value, depth + 1) for value in cells if callable(value) and depth < _DEPTH)
+
+
+def _hand_over_s(job: Job, n_workers: int) -> float:
+    """Return what it takes to bring inputs and outputs where processes reach them."""
+    arrays = [*job.inputs, *job.args, *job.kwargs.values(), *(job.outputs.arrays or ())]
+    return sum(_brought_s(array, n_workers) for array in arrays if isinstance(array, np.ndarray))
+
+
+def _brought_s(array: npt.NDArray[Any], n_workers: int) -> float:
+    if shared.reference(array) is not None:
+        return array.nbytes * _MAPPED_S / n_workers
+    if sources.file_reference(array) is not None:
+        return 0.0
+    return array.nbytes * (_KEPT_S if segments.is_kept(array.nbytes) else _FRESH_S)
+
+
+def _move(job: Job, done: npt.NDArray[np.bool_], processes: Processes) -> None:
+    """Have the outputs where processes reach them, with the results of the blocks that are done."""
+    outputs = job.outputs
+    before: Sequence[npt.NDArray[Any]] | None = outputs.arrays
+    if before is None or all(map(processes.reaches, before)):
+        return
+    outputs.allocate(outputs.shape, processes.allocate)
+    edges = np.flatnonzero(np.diff(done.astype(np.int8), prepend=0, append=0))
+    for old, new in zip(before, outputs.arrays or (), strict=True):
+        for first, stop in edges.reshape(-1, 2).tolist():
+            rows = outputs.span(first, stop)
+            new[rows] = old[rows]

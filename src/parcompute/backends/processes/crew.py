@@ -1,0 +1,247 @@
+"""The worker processes of an executor: start them, talk to them, notice their end, replace them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import selectors
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+from parcompute.backends.base import Options, WorkerLost
+from parcompute.jobs.schedule import FileClaims
+from parcompute.machine import blas, cgroups, signals, topology
+from parcompute.workers import start, worker
+
+# How long a worker that was asked to leave may take before it is killed.
+LEAVE_S = 1.0
+
+# So many workers in a row that end before they are ready mean that none will ever be.
+FAILED_STARTS = 3
+
+
+@dataclass(eq=False)
+class Member:
+    """One worker process, as its parent sees it."""
+
+    number: int
+    child: start.Child
+    channel: Connection
+    ready_ns: int = 0
+    busy: bool = False
+    calls: dict[int, Any] = field(default_factory=dict)  # submitted calls that it has, the running one first
+    since_s: float = 0.0  # which it has been running, as far as this process knows
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has said so."""
+        return self.ready_ns > 0
+
+
+Event = tuple[Member, tuple[Any, ...] | None]
+
+
+class Crew:
+    """A fixed number of worker processes, replaced one by one as they die.
+
+    Whoever calls its methods must hold the executor's turn: nothing here is safe for two threads.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.claims = FileClaims()
+        self.members: list[Member] = []
+        self._selector = selectors.DefaultSelector()
+        self._failed_starts = 0
+        self._oom_kills = cgroups.oom_kills()
+        try:
+            self._fill()
+        except BaseException:  # Ctrl-C too must not leave half a crew
+            self.kill()
+            self.release()
+            raise
+
+    def _fill(self) -> None:
+        """Start the workers that there are not."""
+        while (number := len(self.members)) < self.options.n_workers:
+            with start.undisturbed():
+                self.members.append(self._start(number))
+
+    def _start(self, number: int) -> Member:
+        options = self.options
+        ours, theirs = Pipe()
+        start.hold(ours)
+        environ = {**os.environ, **blas.variables(options.blas_threads)}
+        settings = worker.Settings(
+            worker=number * options.threads_per_worker,
+            n_threads=options.threads_per_worker,
+            blas_threads=options.blas_threads,
+            environ=environ,
+            folder=os.getcwd(),
+            path=sys.path,
+            argv=sys.argv,
+            cpus=self._cpus_of(number),
+        )
+        with theirs:
+            child = start.start(options.start_method, worker.main, [theirs.fileno(), self.claims.fd], environ)
+        member = Member(number, child, ours)
+        with contextlib.suppress(ConnectionError):  # it has ended already: the next look will tell
+            ours.send(settings)
+        self._selector.register(ours, selectors.EVENT_READ, member)
+        if child.sentinel >= 0:
+            self._selector.register(child.sentinel, selectors.EVENT_READ, member)
+        return member
+
+    def _cpus_of(self, number: int) -> frozenset[int] | None:
+        """Return the CPUs of a worker: all that this process may use, or cores of its own."""
+        if not hasattr(os, "sched_getaffinity"):
+            return None
+        allowed = frozenset(os.sched_getaffinity(0))
+        if not self.options.pin:
+            return allowed
+        cores = topology.Topology.read(sorted(allowed)).cores
+        threads = self.options.threads_per_worker
+        own = [cores[i % len(cores)] for i in range(number * threads, (number + 1) * threads)]
+        return frozenset(cpu for core in own for cpu in core)
+
+    def watch(self, fd: int) -> None:
+        """Return from `events` also when this descriptor is readable."""
+        self._selector.register(fd, selectors.EVENT_READ, None)
+
+    def unwatch(self, fd: int) -> None:
+        """Undo `watch`."""
+        self._selector.unregister(fd)
+
+    def send(self, member: Member, *message: Any) -> None:
+        """Send a message; that its reader has ended is for `events` to tell."""
+        with contextlib.suppress(ConnectionError):
+            member.channel.send(message)
+
+    def send_pickled(self, member: Member, message: bytes) -> None:
+        """Send a message that was pickled once for all."""
+        with contextlib.suppress(ConnectionError):
+            member.channel.send_bytes(message)
+
+    def events(self, timeout: float = signals.LOOK_S) -> Iterator[Event]:
+        """Wait a while, and yield each message; None in its place where a worker has ended.
+
+        A worker that was replaced is `members[number]` from then on. Its last messages come first.
+        """
+        signals.look()
+        touched = dict.fromkeys(key.data for key, _ in self._selector.select(timeout) if key.data is not None)
+        for member in touched:
+            ended = member.child.ended()  # before the messages are read, so that none is missed
+            try:
+                while member.channel.poll():
+                    message = member.channel.recv()
+                    if message[0] == "ready":
+                        member.ready_ns = message[1]
+                        self._failed_starts = 0
+                    yield member, message
+            except (EOFError, OSError, pickle.UnpicklingError):
+                ended = True  # hung up, or killed in the middle of a message
+            if ended:
+                member.child.kill()  # it may live on without its channel; nobody would hear it
+                self.forget(member)
+                yield member, None
+
+    def forget(self, member: Member) -> int:
+        """Stop looking at a worker that has ended, or was killed; return its exit status."""
+        with signals.held():
+            if not member.channel.closed:
+                self._selector.unregister(member.channel)
+                if member.child.sentinel >= 0:
+                    self._selector.unregister(member.child.sentinel)
+                member.channel.close()
+            return member.child.exitcode()
+
+    def replace(self, member: Member) -> None:
+        """Start a worker in the place of one that has ended.
+
+        Raises
+        ------
+        WorkerLost
+            If one after the other ends before it is ready.
+        """
+        if not member.ready:
+            self._failed_starts += 1
+            if self._failed_starts >= FAILED_STARTS:
+                self.kill()
+                raise WorkerLost(
+                    f"{self._failed_starts} workers in a row ended before they were ready, the last with "
+                    f"{ending(member.child.exitcode())}; what they printed says why",
+                    exitcodes=(member.child.exitcode(),),
+                )
+        with start.undisturbed():
+            self.members[member.number] = self._start(member.number)
+
+    def out_of_memory_evidence(self) -> str:
+        """Say whether the kernel has killed for want of memory in the own control groups since the start."""
+        return cgroups.oom_evidence(self._oom_kills, cgroups.oom_kills()) or "no out-of-memory kill seen"
+
+    def repair(self) -> None:
+        """Replace the workers that ended while nobody looked."""
+        for member, message in self.events(0):
+            if message is None:
+                self.replace(member)
+        self._fill()
+
+    def wait_until_ready(self) -> None:
+        """Return when every worker is ready."""
+        self.repair()
+        while not all(member.ready for member in self.members):
+            for member, message in self.events():
+                if message is None:
+                    self.replace(member)
+
+    def leave(self) -> None:
+        """Ask all workers to leave, and wait until they have."""
+        for member in self.members:
+            self.send(member, "quit")
+        deadline = time.monotonic() + LEAVE_S
+        staying = list(self.members)
+        while staying and (left := deadline - time.monotonic()) > 0:
+            for member, message in self.events(min(left, signals.LOOK_S)):
+                if message is None:
+                    staying.remove(member)
+        for member in staying:
+            member.child.kill()
+            self.forget(member)
+        self.members = []
+
+    def kill(self) -> None:
+        """End all workers now, whatever they are doing; `repair` starts new ones."""
+        with signals.held():  # a second Ctrl-C must not leave half of them
+            for member in self.members:
+                member.child.kill()
+            for member in self.members:
+                self.forget(member)
+            self.members = []
+
+    def release(self) -> None:
+        """Let go of the descriptors; the crew is of no use after that."""
+        self._selector.close()
+        self.claims.close()
+
+
+def ending(exitcode: int) -> str:
+    """Say how a process ended.
+
+    Examples
+    --------
+    >>> ending(-9), ending(3)
+    ('signal 9 (SIGKILL)', 'exit status 3')
+    """
+    if exitcode >= 0:
+        return f"exit status {exitcode}"
+    try:
+        name = signal.Signals(-exitcode).name
+    except ValueError:
+        name = "unnamed"
+    return f"signal {-exitcode} ({name})"

@@ -1,0 +1,215 @@
+"""Read what the user's verbs are given, and say what it should have been."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from parcompute.backends import base
+from parcompute.executor.progress import Report, bar
+from parcompute.jobs.job import asked_for, positional
+from parcompute.jobs.outputs import Field, Rows
+from parcompute.machine import limits
+from parcompute.memory import sources
+from parcompute.values import streams
+from parcompute.values.blocks import Plan, whole
+from parcompute.workers import start
+
+# More than any one host has: a larger number is a mistake for something else.
+MOST_WORKERS = 4096
+
+
+def options_of(
+    workers: Any, backend: Any, threads_per_worker: Any, start_method: Any, blas_threads: Any, pin: Any, retries: Any
+) -> tuple[str, base.Options]:
+    """Return the name of the backend, and what it is asked for."""
+    if workers is None and backend == "processes" and start.in_worker():
+        backend = "serial"
+        warnings.warn(
+            "an executor inside a worker is serial, since all CPUs are busy; pass workers=N for more", stacklevel=3
+        )
+    if not base.known(backend):
+        raise ValueError(f"backend={backend!r} is unknown; pass one of {', '.join(base.names())}")
+    threads = whole("threads_per_worker", threads_per_worker, at_least=1)
+    if threads > 1 and backend != "processes":
+        raise ValueError(f"threads_per_worker={threads} needs backend='processes', not {backend!r}")
+    return backend, base.Options(
+        n_workers=n_workers_of(workers, backend),
+        threads_per_worker=threads,
+        start_method=start_method_of(start_method, backend),
+        blas_threads=None if blas_threads is None else whole("blas_threads", blas_threads, at_least=1),
+        pin=pin_of(pin, backend),
+        retries=whole("retries", retries, at_least=1),
+    )
+
+
+def report_of(progress: Any) -> Report | None:
+    """Return the function that is told how far a job is."""
+    if progress is None or callable(progress):
+        return progress  # type: ignore[no-any-return]
+    if progress is not True:
+        raise TypeError(f"progress={progress!r} is {type(progress).__name__}; pass a function, True or None")
+    return bar
+
+
+def n_workers_of(workers: Any, backend: str) -> int:
+    """Return how many workers to start; warn about more than there are CPUs."""
+    if workers is None:
+        return 1 if backend == "serial" else limits.usable_cpus()
+    n_workers = whole("workers", workers, at_least=1)
+    if n_workers > MOST_WORKERS:
+        raise ValueError(f"workers={n_workers} is out of range; pass 1 to {MOST_WORKERS}, or None for the usable CPUs")
+    if n_workers > (n_cpus := limits.usable_cpus()):
+        warnings.warn(
+            f"workers={n_workers} is more than the {n_cpus} CPUs that this process may use; they will take turns",
+            stacklevel=4,
+        )
+    return n_workers
+
+
+def start_method_of(start_method: Any, backend: str) -> str:
+    """Return how worker processes start; empty for a backend without that choice."""
+    if backend not in ("processes", "pool", "auto"):
+        if start_method is not None:
+            raise ValueError(f"start_method={start_method!r} has no meaning for backend {backend!r}; leave it out")
+        return ""
+    if start_method is None:
+        return "forkserver"
+    if start_method not in start.METHODS:
+        raise ValueError(f"start_method={start_method!r} is unknown; pass one of {', '.join(start.METHODS)}")
+    return str(start_method)
+
+
+def pin_of(pin: Any, backend: str) -> bool:
+    """Return whether workers keep to cores of their own."""
+    if pin is False:
+        return False
+    if pin != "cores":
+        raise ValueError(f"pin={pin!r} is unknown; pass False or 'cores'")
+    if backend != "processes":
+        raise ValueError(f"pin={pin!r} needs backend='processes', not {backend!r}")
+    return True
+
+
+def asked_of(
+    kernel: Any, n_arrays: int, args: Sequence[Any], kwargs: Mapping[str, Any] | None
+) -> tuple[frozenset[str], tuple[Any, ...], dict[str, Any]]:
+    """Return what a kernel asks for by parameter name, and the arguments that it is given anyway.
+
+    What it asks for may stand anywhere behind its arrays: arguments go to the other parameters in their order.
+    """
+    if not callable(kernel):
+        raise TypeError(f"kernel={kernel!r} is {type(kernel).__name__}; pass a function of one block")
+    args, given = tuple(args), dict(kwargs or {})
+    asks = asked_for(kernel) - given.keys()
+    if not asks:
+        return asks, args, given
+    names = positional(kernel)
+    if wrong := asks.intersection(names[:n_arrays]):
+        raise TypeError(
+            f"the kernel has {', '.join(sorted(wrong))} among its first {n_arrays} parameters, which are the arrays; "
+            "put the arrays first"
+        )
+    if asks.intersection(names[: n_arrays + len(args)]):
+        free = [name for name in names[n_arrays:] if name not in asks]
+        if len(args) > len(free):
+            raise TypeError(
+                f"{len(args)} args for the parameters {', '.join(free) or 'none'} of the kernel; pass as many"
+            )
+        if twice := given.keys() & free[: len(args)]:
+            raise TypeError(
+                f"the kernel is given {', '.join(sorted(twice))} twice, in args and in kwargs; pass it once"
+            )
+        args, given = (), dict(zip(free, args, strict=False)) | given
+    return asks, args, given
+
+
+def n_items_of(arrays: Sequence[Any], n_items: Any) -> int:
+    """Return the size of the index space, on which all arrays must agree."""
+    for position, array in enumerate(arrays):
+        if not (isinstance(array, np.ndarray) or sources.is_dataset(array)):
+            raise TypeError(
+                f"array {position} is {type(array).__name__}; pass a NumPy array, a memmap or an h5py dataset"
+            )
+        if sources.is_masked(array):
+            raise TypeError(f"array {position} is masked, and the mask would be lost; pass data and mask as two arrays")
+        if array.dtype.hasobject:
+            raise TypeError(f"array {position} holds Python objects (dtype {array.dtype}); use map for those")
+        if array.ndim == 0:
+            raise ValueError(f"array {position} has no axis to cut (shape ()); pass it in args")
+    lengths = [int(array.shape[0]) for array in arrays]
+    if n_items is not None:
+        n_items = whole("n_items", n_items, at_least=0)
+        if lengths and n_items != lengths[0]:
+            raise ValueError(f"n_items={n_items}, but array 0 has {lengths[0]} rows; leave n_items out")
+        return int(n_items)
+    if not lengths:
+        raise ValueError("neither arrays nor n_items: pass at least one of them")
+    for position, length in enumerate(lengths):
+        if length != lengths[0]:
+            raise ValueError(
+                f"array 0 has {lengths[0]} rows and array {position} has {length}; all must have the same length"
+            )
+    return lengths[0]
+
+
+def seed_of(seed: Any, asks: frozenset[str]) -> int | None:
+    """Return the seed of a job: the one given, a fresh one for a kernel that asks for ``rng``, or none."""
+    if seed is not None:
+        return whole("seed", seed, at_least=0)
+    return streams.fresh_seed() if "rng" in asks else None
+
+
+def policy_of(on_error: Any, block_timeout: Any, backend: str) -> tuple[bool, float | None]:
+    """Return whether a job keeps going when a block fails, and how many seconds a block may take."""
+    if on_error not in ("raise", "keep"):
+        raise ValueError(f"on_error={on_error!r} is unknown; pass 'raise' or 'keep'")
+    if block_timeout is None:
+        return on_error == "keep", None
+    if backend != "processes":
+        raise ValueError(f"block_timeout={block_timeout!r} needs backend='processes', which alone can stop a block")
+    if isinstance(block_timeout, bool) or not isinstance(block_timeout, (int, float)):
+        raise TypeError(f"block_timeout={block_timeout!r} is {type(block_timeout).__name__}; pass seconds")
+    if not block_timeout > 0:
+        raise ValueError(f"block_timeout={block_timeout!r} is out of range; pass seconds above 0")
+    return on_error == "keep", float(block_timeout)
+
+
+def rows_of(
+    plan: Plan, arrays: Sequence[Any], out: Any, dtype: Any, item_shape: Any, asks_out: bool
+) -> tuple[Rows, tuple[npt.NDArray[Any], ...] | None]:
+    """Return the output, as far as the caller has fixed it, and the caller's own arrays for it."""
+    if out is not None:
+        if dtype is not None or item_shape is not None:
+            raise ValueError("out has a dtype and a shape already; leave dtype and item_shape out")
+        targets = out if isinstance(out, tuple) else (out,)
+        for target in targets:
+            if not isinstance(target, np.ndarray) or target.dtype.hasobject or target.ndim == 0:
+                raise TypeError(f"out is {type(target).__name__}; pass an array of numbers with one row per item")
+            if len(target) != plan.n_items:
+                raise ValueError(f"out has {len(target)} rows; pass {plan.n_items}, one per item")
+            if not target.flags.writeable:
+                raise ValueError("out is read-only; pass an array that can be written to")
+            if any(isinstance(array, np.ndarray) and np.may_share_memory(target, array) for array in arrays):
+                raise ValueError("out overlaps an input; a block that is computed again would read its own result")
+        fields = tuple(Field(target.dtype, target.shape[1:]) for target in targets)
+        return Rows(plan, fields, single=not isinstance(out, tuple)), targets
+    if item_shape is not None:
+        shape = item_shape if isinstance(item_shape, Sequence) else (item_shape,)
+        item_shape = tuple(whole("item_shape", length, at_least=0) for length in shape)
+    dtype = None if dtype is None else np.dtype(dtype)
+    if dtype is not None and dtype.hasobject:
+        raise TypeError(f"dtype={dtype} holds Python objects; use map for those")
+    if asks_out:  # rows must exist before the kernel runs: like the first array's, if nothing else is said
+        if dtype is None and not arrays:
+            raise ValueError("the kernel asks for out; pass dtype (and item_shape), since there is no array to go by")
+        dtype = arrays[0].dtype if dtype is None else dtype
+        if item_shape is None:
+            item_shape = arrays[0].shape[1:] if arrays else ()
+    if dtype is not None and item_shape is not None:
+        return Rows(plan, (Field(dtype, item_shape),)), None
+    return Rows(plan, dtype=dtype, item_shape=item_shape), None

@@ -1,0 +1,359 @@
+"""The user's verbs over a backend: map and reduce blocks of arrays, and, through `futures`, calls."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from parcompute.backends import base
+from parcompute.executor import arguments
+from parcompute.executor.futures import CallExecutor
+from parcompute.executor.progress import reporting
+from parcompute.jobs.job import Job
+from parcompute.jobs.partials import Combine, Partials
+from parcompute.machine import signals
+from parcompute.values.blocks import Plan, Schedule
+from parcompute.values.timeline import Timeline
+
+_T = TypeVar("_T")
+
+
+class Executor(CallExecutor):
+    """Workers that start once and serve many jobs and calls.
+
+    Parameters
+    ----------
+    workers : int, optional
+        How many; None is what this process may really use (see `parcompute machine`). More than that is
+        allowed, with a warning.
+    backend : str
+        ``"processes"`` (self-scheduled worker processes), ``"serial"``, ``"threads"``, ``"pool"``
+        (`multiprocessing.Pool`), ``"joblib"``, or one that a package has registered. Each gives the same bits.
+        ``"auto"`` finds out on the first blocks of a kernel whether threads or processes serve it better.
+    threads_per_worker : int
+        Threads that compute in each worker process (``"processes"`` only).
+    schedule : str
+        ``"static"``, ``"dynamic"`` or ``"guided"``, with a chunk size in blocks if wanted: ``"dynamic,16"``.
+    start_method : {"forkserver", "fork", "spawn"}, optional
+        How worker processes start; None is ``"forkserver"``.
+    blas_threads : int or None
+        Threads of BLAS and OpenMP in each worker, while it computes; None leaves them alone, and the bits of what they
+        compute to chance.
+    pin : False or "cores"
+        ``"cores"`` gives each worker process physical cores of its own, inside the allowed ones (``"processes"``
+        only).
+    retries : int
+        How many workers one block may kill before it is given up as `WorkerLost`.
+    progress : callable or True, optional
+        ``progress(n_done, n_blocks)`` is called ten times a second while a job runs, from a thread of its own;
+        True draws a bar on a terminal.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a number out of its range and for unknown names, which are listed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> with Executor(workers=2, backend="threads") as ex:
+    ...     ex.reduce_blocks(np.sum, np.arange(10.0))
+    np.float64(45.0)
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        backend: str = "processes",
+        threads_per_worker: int = 1,
+        schedule: str = "guided",
+        start_method: str | None = None,
+        blas_threads: int | None = 1,
+        pin: bool | str = False,
+        retries: int = 2,
+        progress: Any = None,
+    ) -> None:
+        super().__init__()
+        self.schedule = Schedule.parse(schedule)
+        backend, options = arguments.options_of(
+            workers, backend, threads_per_worker, start_method, blas_threads, pin, retries
+        )
+        self._report = arguments.report_of(progress)
+        self.backend = backend
+        self._timeline: Timeline | None = None
+        self._plan: Plan | None = None
+        self._seed: int | None = None
+        self._failures: tuple[base.Trouble, ...] = ()
+        self._started_ns = time.perf_counter_ns()
+        try:
+            with signals.held():  # half an executor could not be closed
+                self._begin(base.create(backend, options))
+        except BaseException:
+            if not self._closed:
+                self.kill_workers()
+            raise
+
+    # --- what it is ----------------------------------------------------------------------------------------
+    @property
+    def n_workers(self) -> int:
+        """Number of workers: processes times threads."""
+        return self._backend.n_workers
+
+    @property
+    def start_method(self) -> str:
+        """How the worker processes start; empty for backends without that choice."""
+        return self._backend.start_method
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """Process ids of the workers, for profilers and debuggers."""
+        return self._usable().pids()
+
+    @property
+    def timeline(self) -> Timeline:
+        """Who did what when in the last job.
+
+        Raises
+        ------
+        RuntimeError
+            Before the first job.
+        """
+        return _known(self._timeline, "timeline")
+
+    @property
+    def plan(self) -> Plan:
+        """Blocks and chunks of the last job, and the reason for their size.
+
+        Raises
+        ------
+        RuntimeError
+            Before the first job.
+        """
+        return _known(self._plan, "plan")
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the last job; None if its kernel asked for no ``rng``."""
+        return self._seed
+
+    @property
+    def failures(self) -> tuple[base.Trouble, ...]:
+        """What went wrong with which blocks of the last job, if it ran with ``on_error="keep"``."""
+        return self._failures
+
+    def wait_until_ready(self) -> float:
+        """Return when every worker can begin: the seconds that this took from the making of the executor."""
+        return (self._usable().wait_until_ready() - self._started_ns) / 1e9
+
+    # --- blocks --------------------------------------------------------------------------------------------
+
+    def map_blocks(
+        self,
+        kernel: Callable[..., Any],
+        *arrays: Any,
+        n_items: int | None = None,
+        block_items: int | None = None,
+        seed: int | None = None,
+        halo: int = 0,
+        out: Any = None,
+        dtype: npt.DTypeLike | None = None,
+        item_shape: int | Sequence[int] | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        on_error: str = "raise",
+        block_timeout: float | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+    ) -> Any:
+        """Compute one output row per item, block by block.
+
+        Parameters
+        ----------
+        kernel : callable
+            Called once per block with that block's rows of each array, then `args` and `kwargs`. It asks by
+            parameter name for ``block`` (a `Block`), ``rng`` (a `numpy.random.Generator` of its own) and
+            ``out`` (the rows to fill). It returns an array of one row per item, or a tuple of them. It must
+            not write to its inputs, which are read-only.
+        *arrays : ndarray, SharedArray, memmap or h5py.Dataset
+            Of n_items rows each.
+        n_items : int, optional
+            Needed without arrays.
+        block_items : int, optional
+            Items per block; None chooses by the bytes of an item alone, the same on every machine.
+        seed : int, optional
+            Of the random streams; None draws one, which `seed` then tells.
+        halo : int
+            Rows of the neighbours that the kernel receives on either side, fewer at the two ends; it
+            returns rows for its own items (``block.core``) only.
+        out : ndarray or tuple of ndarray, optional
+            Where to write; shape (n_items, ...). Results are cast to its dtype. It must not overlap an input.
+        dtype : dtype, optional
+            Of a single output, to which results are cast ("same kind"); None is what block 0 returns. For a
+            kernel that asks for ``out``, None is the dtype of the first array.
+        item_shape : int or tuple of int, optional
+            Of one item of a single output; None is what block 0 returns, or like the first array's.
+        args, kwargs : sequence, mapping
+            Handed to the kernel. Arrays above 1 MiB in them, wherever they sit, are shared and not sent.
+        on_error : {"raise", "keep"}
+            What happens when a block fails or is given up: ``"raise"`` ends the job; with ``"keep"`` the others
+            are computed, the rows of that block are zero, and `failures` lists it.
+        block_timeout : float, optional
+            Seconds that one block may take (``"processes"`` only). Its worker is stopped and replaced, and the
+            block has failed, with `TimeoutError` as the cause.
+        checkpoint : str or os.PathLike, optional
+            File that keeps finished blocks while the job runs. Called again, however it ended, the same job computes
+            only the blocks that are missing, with the seed of the file if `seed` is None. See docs/checkpoints.md.
+
+        Returns
+        -------
+        ndarray or tuple of ndarray
+            Shape (n_items, ...); bit for bit the same for every backend, worker count and schedule.
+
+        Raises
+        ------
+        KernelError
+            If the kernel raised, or returned rows that do not fit; it names the block.
+        WorkerLost
+            If a block has killed as many workers as `retries` allows.
+        SharedMemoryFull
+            If there is too little shared memory; nothing has run then.
+        CheckpointError
+            If the checkpoint is of another job, and of which; or cannot be written. Nothing has run then.
+        TypeError, ValueError
+            For arguments that do not fit together.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> with Executor(backend="serial") as ex:
+        ...     ex.map_blocks(np.sqrt, np.array([1.0, 4.0, 9.0]))
+        array([1., 2., 3.])
+        """
+        called_ns = time.perf_counter_ns()
+        backend = self._usable()
+        plan = self._cut(arrays, n_items, block_items, halo)
+        asks, args, kwargs = arguments.asked_of(kernel, len(arrays), args, kwargs)
+        policy = arguments.policy_of(on_error, block_timeout, self.backend)
+        outputs, targets = arguments.rows_of(plan, arrays, out, dtype, item_shape, "out" in asks)
+        if targets is not None and all(map(backend.reaches, targets)):
+            outputs.arrays = targets
+        elif outputs.fields is not None:
+            outputs.allocate((outputs.fields, outputs.single), backend.allocate)
+        self._note(
+            *self._run(
+                Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), args, kwargs, asks, *policy),
+                called_ns,
+                checkpoint,
+                seed,
+            )
+        )
+        if targets is None:
+            return outputs.result()
+        for target, result in zip(targets, outputs.arrays or (), strict=True):
+            if target is not result:
+                np.copyto(target, result)
+        return out
+
+    def reduce_blocks(
+        self,
+        kernel: Callable[..., Any],
+        *arrays: Any,
+        n_items: int | None = None,
+        block_items: int | None = None,
+        seed: int | None = None,
+        combine: Combine | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        on_error: str = "raise",
+        block_timeout: float | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+    ) -> Any:
+        """Compute one partial result per block and combine them over a fixed tree.
+
+        Parameters
+        ----------
+        kernel : callable
+            As for `map_blocks`, but it returns the partial result of its block: a number, an array, a tuple
+            or dict of them, or any object that can be pickled.
+        *arrays, n_items, block_items, seed, args, kwargs, on_error, block_timeout, checkpoint
+            As for `map_blocks`; with ``on_error="keep"`` a failed block is left out of the tree.
+        combine : callable, optional
+            ``combine(a, b)`` of two partials of neighbouring runs of blocks; None adds, tuples and dicts
+            entry by entry.
+
+        Returns
+        -------
+        object
+            ``combine`` over all blocks, neighbours first: ((0 1) (2 3)) ((4 5) 6). The tree depends on the
+            blocks only, so a sum of floats is bit for bit the same whoever computes.
+
+        Raises
+        ------
+        KernelError, WorkerLost, SharedMemoryFull, CheckpointError, TypeError, ValueError
+            As for `map_blocks`.
+
+        Examples
+        --------
+        >>> def hits(block, rng):
+        ...     x, y = rng.random((2, block.size))
+        ...     return int(np.count_nonzero(x * x + y * y < 1))
+        >>> with Executor(backend="serial") as ex:
+        ...     ex.reduce_blocks(hits, n_items=100_000, seed=1)
+        78584
+        """
+        called_ns = time.perf_counter_ns()
+        plan = self._cut(arrays, n_items, block_items, 0)
+        asks, args, kwargs = arguments.asked_of(kernel, len(arrays), args, kwargs)
+        policy = arguments.policy_of(on_error, block_timeout, self.backend)
+        if "out" in asks:
+            raise ValueError("the kernel asks for out, but the blocks of reduce_blocks have no rows; use map_blocks")
+        outputs = Partials(plan, combine)
+        timeline, plan = self._run(
+            Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), args, kwargs, asks, *policy),
+            called_ns,
+            checkpoint,
+            seed,
+        )
+        result = outputs.result()
+        self._note(replace(timeline, completed_ns=time.perf_counter_ns()), plan)
+        return result
+
+    def __repr__(self) -> str:
+        return f"<Executor: {self.n_workers} workers, backend {self.backend!r}, {'closed' if self._closed else 'open'}>"
+
+    # --- the way there -------------------------------------------------------------------------------------
+
+    def _note(self, timeline: Timeline, plan: Plan) -> None:
+        """Keep what a job that has ended leaves behind."""
+        self._timeline, self._plan = timeline, plan
+
+    def _run(self, job: Job, called_ns: int, checkpoint: Any, seed: int | None) -> tuple[Timeline, Plan]:
+        backend = self._usable()
+        keeping: contextlib.AbstractContextManager[Job] = contextlib.nullcontext(job)
+        if checkpoint is not None:
+            from parcompute.jobs.checkpoint import kept  # 20 ms, that most programs need not pay
+
+            keeping = kept(checkpoint, seed, job, backend.allocate)
+        with keeping as job:
+            self._plan, self._seed, self._failures = job.plan, job.seed, ()
+            with reporting(self._report, backend.n_done, job.plan.n_blocks), signals.heard():
+                timeline, self._failures = base.run(backend, job, called_ns)
+            return timeline, replace(job.plan, why=f"{job.plan.why}; {backend.why}") if backend.why else job.plan
+
+    def _cut(self, arrays: Sequence[Any], n_items: Any, block_items: Any, halo: Any) -> Plan:
+        n_items = arguments.n_items_of(arrays, n_items)
+        item_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in arrays)
+        return Plan.cut(n_items, block_items, self.schedule, self.n_workers, halo=halo, item_bytes=item_bytes)
+
+
+def _known(value: _T | None, name: str) -> _T:
+    if value is None:
+        raise RuntimeError(f"there is no {name} before the first map_blocks or reduce_blocks")
+    return value

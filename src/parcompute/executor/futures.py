@@ -1,0 +1,197 @@
+"""The verbs of `concurrent.futures` over a backend: submit, map, shutdown.
+
+Where parcompute differs from `concurrent.futures.ProcessPoolExecutor`, on purpose:
+
+* a worker that dies costs the call that it ran, which is tried again, up to ``retries`` workers, and then raises
+  `WorkerLost`; the executor and all other calls go on. There, all pending calls raise ``BrokenProcessPool``;
+* an exception, an argument or a result that cannot be rebuilt costs its call only, and says why. There, it breaks
+  the pool;
+* ``map`` cuts its calls into batches by itself. A batch travels, and is tried again, as a whole;
+* Ctrl-C reaches the caller only. It ends a ``with`` block at once, with the calls that run then.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from typing import Any
+
+from parcompute.backends import base
+from parcompute.executor.batches import Batches
+from parcompute.machine import signals
+
+# At the end of the program, what was submitted is finished first, as concurrent.futures does it.
+_open: weakref.WeakSet[CallExecutor] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for executor in list(_open):
+        if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):  # the user does not want to wait
+            executor.kill_workers()
+        else:
+            executor.shutdown()
+
+
+class CallExecutor(futures.Executor):
+    """Submitted calls, as `concurrent.futures` knows them, on a backend."""
+
+    _backend: base.Backend
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._closed = True  # until the workers start
+        self._lock = threading.RLock()
+        self._pending: set[futures.Future[Any]] = set()
+        self._maps: weakref.WeakSet[Batches] = weakref.WeakSet()
+
+    def _begin(self, backend: base.Backend) -> None:
+        """Take calls from now on."""
+        self._backend, self._closed = backend, False
+        _open.add(self)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
+        """Schedule ``fn(*args, **kwargs)``; return its future, as `concurrent.futures` documents.
+
+        What goes wrong with the call arrives through the future, also that it cannot travel.
+
+        Raises
+        ------
+        RuntimeError
+            If the executor is closed.
+        """
+        self._usable()
+        return self._submit(fn, *args, **kwargs)
+
+    def _submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
+        future: futures.Future[Any] = futures.Future()
+        future._condition = signals.Condition()  # else Ctrl-C here could stop all calls
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        try:
+            with signals.heard():
+                self._backend.submit(base.Call(future, fn, args, kwargs))
+        except BaseException:
+            self._pending.discard(future)
+            raise
+        return future
+
+    @signals.heard()
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
+        """Return an iterator over ``fn(*items)`` in order, as `concurrent.futures` documents.
+
+        Parameters
+        ----------
+        fn : callable
+            Of as many arguments as there are iterables.
+        *iterables : iterable
+            Read to the end of the shortest, at once unless there is a `buffersize`.
+        timeout : float, optional
+            Seconds from now after which waiting for a result raises TimeoutError.
+        chunksize : int, optional
+            Calls that travel together; None finds out: as many as take some milliseconds, and few
+            towards the end.
+        buffersize : int, optional
+            So many results at most are computed or on their way before the first of them is taken; the iterables are
+            read as results are taken. (In the standard library since Python 3.14.)
+
+        Raises
+        ------
+        RuntimeError
+            If the executor is closed.
+        """
+        self._usable()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        batches = Batches(self._submit, fn, iterables, self._backend.n_workers, chunksize, buffersize)
+        with self._lock:
+            self._maps.add(batches)
+            if self._closed:  # meanwhile
+                batches.finish()
+        return batches.results(deadline)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the workers after what was submitted, or with `cancel_futures` after what runs now.
+
+        Parameters
+        ----------
+        wait : bool
+            Return when the workers have ended. Without, and at the end of the program, the calls are finished too.
+        cancel_futures : bool
+            Cancel the calls that have not begun.
+        """
+        self._close(cancel_futures)
+        if self._pid == os.getpid():
+            try:
+                self._backend.close(wait=wait)
+            except KeyboardInterrupt:
+                self._backend.kill()
+                raise
+
+    def kill_workers(self) -> None:
+        """End the workers now; what they run raises `WorkerLost`, and what has not begun is cancelled.
+
+        (`ProcessPoolExecutor` has this since Python 3.14.) A job that another thread has begun ends first. Threads
+        cannot be killed: they end after what they run, and nobody waits for them.
+        """
+        self._close(cancel_futures=True)
+        if self._pid == os.getpid():
+            self._backend.kill()
+
+    def _close(self, cancel_futures: bool) -> None:
+        """Take no more calls, and submit or cancel those that `map` has not submitted."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            first, self._closed = not self._closed, True
+            maps = list(self._maps)
+        _open.discard(self)
+        if cancel_futures:
+            for batches in maps:
+                batches.stop(futures.CancelledError())
+            for future in list(self._pending):
+                future.cancel()
+        elif first:
+            for batches in maps:
+                batches.finish()
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        """Shut down; after Ctrl-C, without waiting for the calls."""
+        if isinstance(error, KeyboardInterrupt):
+            self.kill_workers()
+        else:
+            self.shutdown()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True) and not sys.is_finalizing():
+            # The garbage collector may call this at any line, also where this thread holds a lock that is needed here.
+            try:
+                _thread.start_new_thread(self.shutdown, (False,))
+            except RuntimeError:
+                self.shutdown(wait=False)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an executor stays in its process, so a call cannot submit to the executor that runs it; "
+            "return what is to be done next, and submit it here"
+        )
+
+    def _usable(self) -> base.Backend:
+        if self._closed:
+            raise RuntimeError("this executor is closed; make a new one")
+        if self._pid != os.getpid():
+            raise RuntimeError(f"this executor belongs to process {self._pid}, which was forked; make a new one here")
+        return self._backend

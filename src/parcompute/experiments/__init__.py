@@ -1,0 +1,1 @@
+"""From a function with a truth to a record and its figures."""

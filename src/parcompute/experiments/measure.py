@@ -1,0 +1,243 @@
+"""Warm up, visit every configuration once per round in random order, verify, yield runs."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+
+from parcompute.executor.executor import Executor
+from parcompute.machine.quiet import Activity, Counters, disturbances
+from parcompute.memory.sources import is_masked
+from parcompute.values.blocks import Plan
+from parcompute.values.sweep import Check, Configuration, Run, Sweep, round_order
+from parcompute.values.timeline import Timeline
+
+Function = Callable[..., Any]
+Truth = Callable[[Any, int], Check]
+
+# The share of a run that its workers compute before the clock starts, so that what they load and touch
+# for the first time is not booked as part of the work.
+WARM_UP_SHARE = 1 / 64
+
+
+class WrongResult(RuntimeError):
+    """A run's result is not true, or not the same bits as the others'.
+
+    Attributes
+    ----------
+    run : Run
+        The run; it is recorded as not verified.
+    """
+
+    def __init__(self, message: str, run: Run) -> None:
+        super().__init__(message)
+        self.run = run
+
+
+def measure(
+    sweep: Sweep,
+    function: Function,
+    truth: Truth,
+    provenance: str,
+    *,
+    done: Sequence[Run] = (),
+    starting: Callable[[int, Configuration], None] = lambda round_, configuration: None,
+) -> Iterator[Run]:
+    """Run what a sweep asks for, one configuration at a time.
+
+    Every run has an executor of its own. The clock starts when its last worker is ready and warm. After the rounds
+    that visit every configuration come further ones of those that `Sweep.unsettled` names.
+
+    Parameters
+    ----------
+    sweep : Sweep
+        Configurations and rounds.
+    function : callable
+        ``function(executor, n_items, seed)`` returns the result; it may ask for ``variant`` by that name.
+    truth : callable
+        ``truth(result, n_items)`` returns a `Check`.
+    provenance : str
+        Id of the conditions.
+    done : sequence of Run
+        Runs that exist already: they are not made again, and the results of the same size have to agree with the new
+        ones although they may be of other configurations.
+    starting : callable
+        Called with round and configuration before each run, warm-up included.
+
+    Yields
+    ------
+    Run
+        Each as it ends; those of the warm-up round are not.
+
+    Raises
+    ------
+    WrongResult
+        If a result is not true, or not the same bits as the others of its size; the run has been
+        yielded before, as not verified.
+    """
+    runs = list(done)
+    digests = {run.configuration.n_items: run.digest for run in runs}
+    for round_, configuration in _visits(sweep, runs):
+        starting(round_, configuration)
+        run, check = _run(round_, configuration, sweep.seed, function, truth, provenance)
+        same = digests.setdefault(configuration.n_items, run.digest) == run.digest
+        if not same:
+            run = replace(run, verified=False)
+        if round_ >= 0 or not run.verified:
+            runs.append(run)
+            yield run
+        if not check.passes:
+            raise WrongResult(f"{_named(configuration)}: the result is {check}", run)
+        if not same:
+            raise WrongResult(
+                f"{_named(configuration)}: the result has other bits (sha256 {run.digest[:12]}…) than the runs "
+                f"before it ({digests[configuration.n_items][:12]}…), with the same seed and size",
+                run,
+            )
+
+
+def _visits(sweep: Sweep, runs: Sequence[Run]) -> Iterator[tuple[int, Configuration]]:
+    """Yield what is missing, then further rounds while `runs`, which grows meanwhile, ask for them."""
+    yield from sweep.visits_missing({(run.round, run.configuration) for run in runs})
+    while wanted := set(sweep.unsettled(runs)):
+        round_ = 1 + max(run.round for run in runs)
+        for configuration in round_order(sweep.configurations, sweep.seed, round_ + 1):
+            if configuration in wanted:
+                yield round_, configuration
+
+
+class Listening(Executor):
+    """An executor that keeps the timelines and plans of all its jobs."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.jobs: list[tuple[Timeline, Plan]] = []
+        super().__init__(*arguments, **options)
+
+    def _note(self, timeline: Timeline, plan: Plan) -> None:
+        super()._note(timeline, plan)
+        self.jobs.append((timeline, plan))
+
+
+def _run(
+    round_: int, configuration: Configuration, seed: int, function: Function, truth: Truth, provenance: str
+) -> tuple[Run, Check]:
+    asked = {"variant": configuration.variant} if configuration.variant else {}
+    with threadpoolctl.threadpool_limits(configuration.blas_threads), executor_for(configuration) as executor:
+        startup_s = executor.wait_until_ready()
+        least = 2 * configuration.n_workers  # where an item is a call, each worker should have had one
+        few = min(configuration.n_items, max(least, math.ceil(configuration.n_items * WARM_UP_SHARE)))
+        function(executor, few, seed, **asked)
+        executor.jobs.clear()
+        started_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
+        before = Activity.now()
+        started_ns = time.perf_counter_ns()
+        result = function(executor, configuration.n_items, seed, **asked)
+        wall_s = (time.perf_counter_ns() - started_ns) / 1e9
+        after = Activity.now()
+        timelines, plans = zip(*executor.jobs, strict=True) if executor.jobs else ((), ())
+    check = truth(result, configuration.n_items)
+    run = Run(
+        configuration=configuration,
+        round=round_,
+        seed=seed,
+        block_items=plans[-1].block_items if plans else 0,
+        n_chunks=sum(plan.n_chunks for plan in plans),
+        wall_s=wall_s,
+        startup_s=startup_s,
+        cpu_s=sum(timeline.cpu_ns for timeline in timelines) / 1e9,
+        digest=digest(result),
+        value=float(check.value),
+        error=float(check.error),
+        tolerance=float(check.tolerance),
+        verified=check.passes,
+        disturbed=disturbances(before, after, wall_s, configuration.n_workers, configuration.blas_threads),
+        started_utc=started_utc,
+        provenance=provenance,
+        counters=Counters.between(before, after),
+        timelines=timelines,
+    )
+    return run, check
+
+
+def _named(configuration: Configuration) -> str:
+    return f"{configuration.way} × {configuration.n_workers}"
+
+
+def executor_for(configuration: Configuration) -> Listening:
+    """Return a new executor as a configuration asks for."""
+    return Listening(
+        configuration.n_workers // configuration.threads_per_worker,
+        backend=configuration.backend,
+        threads_per_worker=configuration.threads_per_worker,
+        schedule=configuration.schedule,
+        start_method=configuration.start_method or None,
+        blas_threads=configuration.blas_threads,
+    )
+
+
+def digest(result: Any) -> str:
+    """Return the SHA-256 of a result: equal for equal bits, types and shapes, and for nothing else.
+
+    Parameters
+    ----------
+    result : object
+        Numbers, text, arrays, and tuples, lists and dicts of them.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+
+    Examples
+    --------
+    >>> digest((1, 2.0)) == digest((1, 2.0)), digest(0.0) == digest(-0.0), digest(1) == digest(1.0)
+    (True, False, False)
+    """
+    sha = hashlib.sha256()
+    _feed(sha, result)
+    return sha.hexdigest()
+
+
+def _feed(sha: Any, value: Any) -> None:
+    sha.update(type(value).__name__.encode() + b"\0")
+    if isinstance(value, (tuple, list)):
+        sha.update(struct.pack("<q", len(value)))
+        for part in value:
+            _feed(sha, part)
+    elif isinstance(value, dict):
+        sha.update(struct.pack("<q", len(value)))
+        for key in sorted(value, key=repr):
+            _feed(sha, key)
+            _feed(sha, value[key])
+    elif is_masked(value):
+        raise TypeError("a masked array has no digest; return its data and its mask")
+    elif isinstance(value, (np.ndarray, np.generic)):
+        if value.dtype.hasobject:
+            raise TypeError(f"a result of dtype {value.dtype} has no digest; return numbers")
+        if value.dtype.names:  # field by field: the bytes between them are nobody's
+            sha.update(struct.pack("<q", len(value.dtype.names)))
+            for name in value.dtype.names:
+                _feed(sha, name)
+                _feed(sha, np.asarray(value)[name])
+            return
+        sha.update(f"{value.dtype.str} {value.shape}".encode() + b"\0")
+        sha.update(np.ascontiguousarray(value).tobytes())
+    elif value is None or isinstance(value, (bool, int, str, bytes)):
+        sha.update(repr(value).encode())
+    elif isinstance(value, float):
+        sha.update(struct.pack("<d", value))
+    elif isinstance(value, complex):
+        sha.update(struct.pack("<dd", value.real, value.imag))
+    else:
+        raise TypeError(
+            f"a result of type {type(value).__name__} has no digest; return numbers, arrays, tuples or dicts"
+        )

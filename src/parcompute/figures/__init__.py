@@ -1,0 +1,1 @@
+"""What runs look like: curves, charts, pages, the report."""

@@ -1,0 +1,307 @@
+"""Keep the finished blocks of a job while it runs, and bring them back when it is run again.
+
+    marks ──► look: what is done and not saved? ──► rows to their place in the file, record into its journal
+                                                                                         │
+    marks, arrays ◄── resume: is it the same job? whose rows are whole? ◄────────────────┘
+
+Whoever waits for the workers, or computes in the calling process, calls `look` now and then. A look never fails: what
+goes wrong with the file ends the keeping and is told when the job has ended.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import numpy.typing as npt
+
+from parcompute.jobs import digests
+from parcompute.jobs.checkpoint_file import CheckpointError, CheckpointFile, create, not_to_be_continued
+from parcompute.jobs.job import Job
+from parcompute.jobs.outputs import Allocate, Field, Outputs
+from parcompute.jobs.partials import Leaf
+from parcompute.jobs.schedule import DONE
+from parcompute.machine import atomic
+
+# Work of half a second is no loss. Keeping may cost one part in twenty of the time, then it is done less often.
+EVERY_S = 0.5
+COST = 19
+
+# A checkpoint that another process writes is waited for so long; the workers of a killed one need a moment.
+WAIT_S = 2.0
+
+
+@contextmanager
+def kept(path: Any, seed: int | None, job: Job, allocate: Allocate) -> Iterator[Job]:
+    """Keep the finished blocks of a job in a file while the body runs it.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Of the file, which need not exist.
+    seed : int or None
+        As the caller has given it; None takes the seed of a file that exists.
+    job : Job
+        What will be run.
+    allocate : callable
+        Makes arrays for what the file holds already.
+
+    Yields
+    ------
+    Job
+        To run in its place.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is of another job, or no checkpoint, or cannot be written, or another process writes it.
+    """
+    path = Path(os.path.abspath(path))
+    lock = _locked(path)
+    try:
+        keeper = _Keeper(path, job)
+        try:
+            job = replace(keeper.resume(job, seed, allocate), keeper=keeper)
+            try:
+                yield job
+            except BaseException as error:
+                if trouble := keeper.finish(settled=isinstance(error, Exception)):
+                    error.add_note(trouble)
+                raise
+            if trouble := keeper.finish(settled=True):
+                warnings.warn(f"{trouble}; the result itself is whole", stacklevel=5)
+        finally:
+            keeper.close()
+    finally:
+        atomic.release(path, lock)
+
+
+def _locked(path: Path) -> int | None:
+    try:
+        lock = atomic.acquire(path, WAIT_S)
+        atomic.remove_leftovers(path)
+    except atomic.Held as error:
+        raise CheckpointError(f"{error}; wait for its end, or choose another name for this checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error}); choose a file in another folder") from error
+    return lock
+
+
+def identity(job: Job) -> dict[str, str]:
+    """Return what makes a job the one that it is, except for its seed, in words and digests.
+
+    Neither the backend, the workers, the schedule nor the function that combines partials is part of it: the
+    partials are the same.
+
+    Raises
+    ------
+    TypeError
+        Naming what has no content that could be compared.
+    """
+    plan = job.plan
+    inputs = {f"array {n}": digests.describe(array) for n, array in enumerate(job.inputs)}
+    args = {f"args[{n}]": digests.describe(value) for n, value in enumerate(job.args)}
+    kwargs = {f"kwargs[{name!r}]": digests.describe(job.kwargs[name]) for name in sorted(job.kwargs)}
+    return {
+        "output": job.outputs.asked,
+        "n_items": str(plan.n_items),
+        "block_items": str(plan.block_items),
+        "halo": str(plan.halo),
+        "Python": f"{sys.version_info.major}.{sys.version_info.minor}",  # the code is Python's own
+        **digests.describe_kernel(job.kernel),
+        **args,
+        **kwargs,
+        **inputs,
+    }
+
+
+class _Keeper:
+    """See `parcompute.jobs.job.Keeper`."""
+
+    def __init__(self, path: Path, job: Job) -> None:
+        self.path = path
+        self.outputs: Outputs = job.outputs
+        self.n_blocks = job.plan.n_blocks
+        self.saved = np.zeros(self.n_blocks, bool)
+        self.complete = False
+        self._identity = identity(job)
+        self._file: CheckpointFile | None = None
+        self._trouble: BaseException | None = None
+        self._done: npt.NDArray[np.uint8] | None = None
+        self._late, self._every_s = False, EVERY_S
+        self._seen = self.saved
+        self._due_s = 0.0
+        self._closed = False
+        self._writing = threading.Lock()
+
+    # --- before the job ------------------------------------------------------------------------------------
+
+    def resume(self, job: Job, seed: int | None, allocate: Allocate) -> Job:
+        """Put what the file holds into the outputs; return the job with the seed of the file."""
+        if self.path.exists():
+            self._file = file = CheckpointFile(self.path)
+            if "rng" in job.asks and seed is None:
+                stored = file.identity.get("seed", "")
+                job = replace(job, seed=int(stored) if stored.isdecimal() else job.seed)
+        self._identity["seed"] = str(job.seed) if "rng" in job.asks else "not asked for"
+        if self._file is not None:
+            self._file.compare(self._identity)
+            self._load(self._file, allocate)
+        return job
+
+    def _load(self, file: CheckpointFile, allocate: Allocate) -> None:
+        try:
+            shape = _Shapes(io.BytesIO(file.shape)).load()
+        except Exception as error:  # whatever bytes that are none raise
+            raise not_to_be_continued(file.path, error) from error
+        if self.outputs.arrays is None:
+            self.outputs.allocate(shape, allocate)
+        arrays = self.outputs.arrays or ()
+        for first, stop, checksum, pickled in file.records():
+            if pickled is not None:
+                with suppress(Exception):  # its class may have gone; then it is computed again
+                    self.outputs.keep(first, pickle.loads(pickled))
+                    self.saved[first] = True
+            elif file.read_rows(arrays, self.outputs.span(first, stop)) == checksum:
+                self.saved[first:stop] = True
+        self.complete = bool(self.saved.all())
+        if n_damaged := file.mark(self.saved):
+            warnings.warn(
+                f"{self.path}: {n_damaged} blocks are damaged (a power failure, or another program has opened the file "
+                "for writing) and are computed again",
+                stacklevel=6,
+            )
+
+    # --- while it runs -------------------------------------------------------------------------------------
+
+    def follow(self, done: npt.NDArray[np.uint8], *, late: bool = False, every_s: float | None = None) -> None:
+        """Mark what is kept already as done, and keep from now on what is marked."""
+        done[self.saved & (done != DONE)] = DONE
+        self._done, self._late = done, late
+        self._every_s = EVERY_S if every_s is None else every_s
+
+    def look(self) -> float:
+        """Write what is due; return the seconds until the next look."""
+        left_s = self._due_s - time.monotonic()
+        if left_s <= 0 and self._writing.acquire(blocking=False):
+            try:
+                self._save()
+            finally:
+                self._writing.release()
+            left_s = self._due_s - time.monotonic()
+        return max(left_s, 0.001)
+
+    def _save(self, *, all_of_it: bool = False) -> None:
+        """Write what is done and not saved; of marks that other processes set, those that stood at the last look."""
+        done, started_s = self._done, time.monotonic()
+        if done is not None and self._trouble is None and not self._closed:
+            marked = np.asarray(done == DONE)
+            new = marked & ~self.saved
+            if self._late and not all_of_it:
+                # By now all that was stored before those marks is visible here, and all that was sent is heard.
+                new &= self._seen
+            self._seen = marked
+            try:
+                if self.outputs.arrays is not None and (new.any() or self._file is None):
+                    self._write(new)
+            except Exception as error:  # a full disk above all: the job itself goes on
+                self._trouble = error
+        now_s = time.monotonic()
+        self._due_s = now_s + max(self._every_s, COST * (now_s - started_s))
+
+    def _write(self, new: npt.NDArray[np.bool_]) -> None:
+        outputs = self.outputs
+        arrays = outputs.arrays or ()
+        if self._file is None:
+            create(self.path, self._identity, pickle.dumps(outputs.shape), self.n_blocks, arrays)
+            self._file = CheckpointFile(self.path)
+        for index in outputs.omitted:
+            new[index] = False
+        for index in np.flatnonzero(new).tolist() if outputs.odd or not arrays else ():
+            if index in outputs.odd:
+                self._file.append_object(index, _pickled(outputs.odd[index]))
+                self.saved[index] = True
+            if index in outputs.odd or not arrays:
+                new[index] = False
+        edges = np.flatnonzero(np.diff(new.astype(np.int8), prepend=0, append=0))
+        n_most = self._file.blocks_per_record
+        for first, last in edges.reshape(-1, 2).tolist():
+            for start in range(first, last, n_most):
+                stop = min(start + n_most, last)
+                self._file.append_rows(arrays, outputs.span(start, stop), start, stop)
+                self.saved[start:stop] = True
+
+    # --- after it ------------------------------------------------------------------------------------------
+
+    def finish(self, *, settled: bool) -> str:
+        """Keep what is left; return what went wrong, in words.
+
+        Parameters
+        ----------
+        settled : bool
+            Whether the job ended by itself, and not by Ctrl-C.
+        """
+        with self._writing:
+            # A job that was cut short may have marks of results that were on their way and have not arrived.
+            if not self._late or self.outputs.asked != "partials":
+                self._save(all_of_it=True)
+            self._closed = True
+            self.complete = bool(self.saved.all())
+            if settled and self._file is not None and self._trouble is None:
+                try:
+                    self._file.sync()
+                except OSError as error:
+                    self._trouble = error
+        if self._trouble is None:
+            return ""
+        n_saved = int(np.count_nonzero(self.saved))
+        return (
+            f"{self.path}: the checkpoint is incomplete, {n_saved} of {self.n_blocks} blocks are in it "
+            f"({type(self._trouble).__name__}: {self._trouble})"
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._writing:
+            self._closed = True
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+
+class _Shapes(pickle.Unpickler):
+    """Rebuilds what results look like, and nothing else: a pickle may name any function to be called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return one of the few classes that a shape consists of."""
+        if module.startswith("parcompute."):  # wherever it stood when the file was written
+            return {"Field": Field, "Leaf": Leaf, "_Leaf": Leaf}[name]
+        if (module, name) in _PLAIN:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of what numbers look like")
+
+
+_PLAIN = {
+    *(("builtins", name) for name in ("bool", "int", "float", "complex")),
+    *(("numpy", name) for name in ("dtype", "generic", "ndarray")),
+}
+
+
+def _pickled(value: Any) -> bytes:
+    # By reference where that can be: a class of the user's main module is then the present one when it is read again.
+    try:
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        return bytes(cloudpickle.dumps(value))

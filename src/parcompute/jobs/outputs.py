@@ -1,0 +1,209 @@
+"""Where results go: what all outputs have in common, and the output rows of a map.
+
+Rows, and the partials of a reduction, are arrays that nobody can make before the first block has said what a result
+looks like: its *shape*. Block 0 decides, so the answer is the same whoever computes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from parcompute.values.blocks import Block, Plan
+
+Allocate = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One array of a result: the dtype, and the shape of one item or of one partial."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+
+class ResultError(ValueError):
+    """A kernel returned something other than what its output holds."""
+
+
+class Outputs(Protocol):
+    """Where the results of the blocks of one job go; a value that travels to the workers."""
+
+    arrays: tuple[npt.NDArray[Any], ...] | None
+
+    @property
+    def odd(self) -> Mapping[int, Any]:
+        """In the caller, the results that have no place in the arrays, by block."""
+
+    @property
+    def omitted(self) -> Collection[int]:
+        """In the caller, the blocks without a result."""
+
+    @property
+    def shape(self) -> Any:
+        """What was handed to `allocate`."""
+
+    @property
+    def asked(self) -> str:
+        """What is computed and what the caller has fixed of it, in words."""
+
+    def span(self, first: int, stop: int) -> slice:
+        """Return which rows of the arrays hold the results of blocks ``first, ..., stop - 1``."""
+
+    def shape_of(self, result: Any, block: Block) -> Any:
+        """Return the shape that a result of block 0 gives to the output."""
+
+    def allocate(self, shape: Any, allocate: Allocate) -> None:
+        """Make the arrays for results of that shape."""
+
+    def rows(self, block: Block) -> Any:
+        """Return the rows that a kernel which asks for ``out`` must fill."""
+
+    def store(self, result: Any, block: Block) -> bool:
+        """Put the result of a block in its place; False if it must travel to the caller as it is."""
+
+    def keep(self, index: int, result: Any) -> None:
+        """Keep, in the caller, a result that has no place in the arrays."""
+
+    def omit(self, block: Block) -> None:
+        """Note, in the caller, that a block has no result."""
+
+
+class Rows:
+    """The output of `map_blocks`: one row per item, written in place by whoever computes the block.
+
+    Parameters
+    ----------
+    plan : Plan
+        The blocks.
+    fields : sequence of Field, optional
+        What the caller has fixed; None lets block 0 decide.
+    single : bool
+        Whether the kernel returns one array and not a tuple; block 0 tells if `fields` is None.
+    dtype, item_shape : dtype, tuple of int, optional
+        The one of the two that the caller has fixed if `fields` is None.
+    """
+
+    odd: Mapping[int, Any] = MappingProxyType({})
+
+    def __init__(
+        self,
+        plan: Plan,
+        fields: Sequence[Field] | None = None,
+        single: bool = True,
+        dtype: np.dtype[Any] | None = None,
+        item_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.fields = tuple(fields) if fields is not None else None
+        self.single = single
+        self.dtype, self.item_shape = dtype, item_shape
+        # Whoever names a dtype wants results in it; otherwise one that differs from block 0's is a mistake.
+        self.casts = fields is not None or dtype is not None
+        self.arrays: tuple[npt.NDArray[Any], ...] | None = None
+        self.omitted: set[int] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The arrays travel on their own, since they are the one thing in a job that is written to.
+        return {**self.__dict__, "arrays": None}
+
+    def shape_of(self, result: Any, block: Block) -> Any:
+        """Return (fields, single)."""
+        single = not isinstance(result, tuple)
+        fields = []
+        for part in (result,) if single else result:
+            array = _as_array(part)
+            if array.ndim == 0 or len(array) != block.size:
+                raise ResultError(f"expected {block.size} rows, one per item; got {_shown(part)}")
+            shape = array.shape[1:] if self.item_shape is None else self.item_shape
+            fields.append(Field(self.dtype or array.dtype, shape))
+        return tuple(fields), single
+
+    def allocate(self, shape: Any, allocate: Allocate) -> None:
+        """Make one array of n_items rows per field."""
+        self.fields, self.single = shape
+        self.arrays = tuple(allocate((self.plan.n_items, *field.shape), field.dtype) for field in self.fields or ())
+
+    @property
+    def shape(self) -> Any:
+        """What was handed to `allocate`."""
+        return self.fields, self.single
+
+    @property
+    def asked(self) -> str:
+        """That rows are asked for, and of which fields."""
+        if self.fields is None:
+            return f"rows of dtype {self.dtype or 'any'}, shape {'any' if self.item_shape is None else self.item_shape}"
+        return f"rows of {'' if self.single else 'a tuple of '}{', '.join(map(str, self.fields))}"
+
+    def span(self, first: int, stop: int) -> slice:
+        """Return the items of the blocks."""
+        return slice(first * self.plan.block_items, min(stop * self.plan.block_items, self.plan.n_items))
+
+    def rows(self, block: Block) -> Any:
+        """Return the rows of a block, one view or a tuple of them."""
+        assert self.arrays is not None
+        rows = tuple(array[block.start : block.stop] for array in self.arrays)
+        return rows[0] if self.single else rows
+
+    def store(self, result: Any, block: Block) -> bool:
+        """Write the rows of a block.
+
+        Raises
+        ------
+        ResultError
+            If they have another number, shape or dtype than the output's.
+        """
+        assert self.arrays is not None
+        parts = (result,) if self.single else result
+        if self.single == isinstance(result, tuple) or len(parts) != len(self.arrays):
+            wanted = "one array" if self.single else f"a tuple of {len(self.arrays)} arrays"
+            raise ResultError(f"expected {wanted}, got {_shown(result)}")
+        for array, part in zip(self.arrays, parts, strict=True):
+            rows = array[block.start : block.stop]
+            value = _as_array(part)
+            if value.shape != rows.shape or (
+                value.dtype != array.dtype
+                and not (self.casts and np.can_cast(value.dtype, array.dtype, casting="same_kind"))
+            ):
+                raise ResultError(f"expected {array.dtype} {rows.shape}, got {_shown(part)}")
+            rows[...] = value
+        return True
+
+    def keep(self, index: int, result: Any) -> None:
+        """Fail: rows always have a place."""
+        raise AssertionError
+
+    def omit(self, block: Block) -> None:
+        """Set the rows of a block to zero."""
+        self.omitted.add(block.index)
+        for array in self.arrays or ():
+            array[block.start : block.stop] = np.zeros((), array.dtype)
+
+    def result(self) -> Any:
+        """Return the whole output."""
+        assert self.arrays is not None
+        return self.arrays[0] if self.single else self.arrays
+
+
+def _as_array(value: Any) -> npt.NDArray[Any]:
+    array = np.asarray(value)
+    if array.dtype.hasobject:
+        raise ResultError(f"expected an array of numbers, got {_shown(value)}")
+    return array
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return f"{value.dtype} {value.shape}"
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    return "None" if value is None else f"{type(value).__name__} {value!r:.60}"

@@ -1,0 +1,147 @@
+"""How many threads the numeric libraries may use: of BLAS and OpenMP, each of which has a pool of its own.
+
+    before they are loaded    environment variables      of worker processes
+    afterwards                the libraries' own calls   in this process, for a job: its pools serve the program too
+
+The number is part of a result: a product of matrices that two threads have computed has other last bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Blas:
+    """One linear-algebra or OpenMP library that is loaded in this process.
+
+    Attributes
+    ----------
+    kind : {"blas", "openmp"}
+        Which of the two.
+    vendor, version, architecture : str
+        As threadpoolctl tells; empty where it does not.
+    n_threads : int
+        How many threads it would use now.
+    path : str
+        The file.
+    """
+
+    kind: str
+    vendor: str
+    version: str
+    architecture: str
+    n_threads: int
+    path: str
+
+
+def blas_libraries() -> tuple[Blas, ...]:
+    """Return the BLAS and OpenMP libraries loaded now; import what brings them, such as numpy, before."""
+    from threadpoolctl import threadpool_info
+
+    return tuple(
+        Blas(
+            kind=str(found["user_api"]),
+            vendor=str(found["internal_api"]),
+            version=str(found.get("version") or ""),
+            architecture=str(found.get("architecture") or ""),
+            n_threads=int(found["num_threads"]),
+            path=str(found["filepath"]),
+        )
+        for found in threadpool_info()
+    )
+
+
+def variables(n_threads: int | None) -> dict[str, str]:
+    """Return the variables that limit libraries which are not loaded yet; none for None."""
+    return {} if n_threads is None else dict.fromkeys(VARIABLES, str(n_threads))
+
+
+def limit(n_threads: int | None) -> Any:
+    """Limit the libraries that are loaded, for good; return what threadpoolctl knows of them."""
+    controller = _controller()
+    if n_threads is not None:
+        controller.limit(limits=n_threads)
+    return controller.info()
+
+
+@contextlib.contextmanager
+def limited(n_threads: int | None) -> Iterator[None]:
+    """Limit the libraries that are loaded while the body runs; None leaves them alone.
+
+    Several threads may be within; the last that leaves puts back what was. A library that the body loads is not
+    limited before the next time.
+    """
+    if n_threads is None:
+        yield
+        return
+    with _lock:
+        for library in _controller().lib_controllers:
+            _before.setdefault(library.filepath, (library, library.get_num_threads()))
+        _asked.append(n_threads)
+        _set(n_threads)
+    try:
+        yield
+    finally:
+        with _lock:
+            _asked.remove(n_threads)
+            if _asked:
+                _set(_asked[-1])
+            else:
+                for library, n_before in _before.values():
+                    _give(library, n_before)
+                _before.clear()
+
+
+_lock = threading.Lock()
+_asked: list[int] = []  # by the bodies that run
+_before: dict[str, tuple[Any, int]] = {}  # each library, and what it had before them
+_found: tuple[int, Any] = (0, None)  # how many modules were loaded, and what controls the libraries that they brought
+
+
+def _controller() -> Any:
+    """Return threadpoolctl's controller; to look for libraries takes milliseconds, so only after an import."""
+    global _found
+    if _found[0] != len(sys.modules):
+        import threadpoolctl
+
+        _found = len(sys.modules), threadpoolctl.ThreadpoolController()
+    return _found[1]
+
+
+def _set(n_threads: int) -> None:
+    for library, _ in _before.values():
+        _give(library, n_threads)
+
+
+def _give(library: Any, n_threads: int) -> None:
+    """Set the threads of a library, from any thread: threadpoolctl listens to the first one only that sets some."""
+    release = getattr(library, "clear_controlling_thread", lambda force: None)
+    release(force=True)
+    library.set_num_threads(n_threads)
+    release(force=True)
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _asked.clear()
+    _before.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

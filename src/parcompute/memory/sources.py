@@ -1,0 +1,156 @@
+"""Inputs that live in files: refer to them, open them in the worker, read the rows of a block.
+
+A `numpy.memmap` travels as its path and place in the file, an `h5py.Dataset` as its path and name. Each
+process opens the file itself, once, and reads only the rows of its blocks.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from parcompute.memory import shared
+
+
+class FileReference(NamedTuple):
+    """Where in a file a memory-mapped array lies."""
+
+    path: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype[Any]
+    writeable: bool = False
+
+    def open(self) -> npt.NDArray[Any]:
+        """Map the array."""
+        # The mapping must begin at a multiple of the page size; strides are positive (see file_reference).
+        page_offset = self.offset % mmap.ALLOCATIONGRANULARITY
+        reach = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)) + self.dtype.itemsize
+        access = mmap.ACCESS_WRITE if self.writeable else mmap.ACCESS_READ
+        with open(self.path, "r+b" if self.writeable else "rb") as file:
+            mapping = mmap.mmap(file.fileno(), page_offset + reach, access=access, offset=self.offset - page_offset)
+        return np.ndarray(self.shape, self.dtype, mapping, page_offset, self.strides)
+
+
+class DatasetReference(NamedTuple):
+    """Which dataset of which HDF5 file."""
+
+    path: str
+    name: str
+
+    def open(self) -> Any:
+        """Open the file of the dataset, read-only; it closes with the dataset.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be opened or lacks the dataset.
+        """
+        import h5py
+
+        try:
+            return h5py.File(self.path, "r")[self.name]
+        except (OSError, KeyError) as error:
+            raise OSError(
+                f"{self.path}: dataset {self.name} cannot be read in a worker: {error}; open the file with mode 'r' "
+                "in this program (HDF5 locks a file that is open for writing)"
+            ) from error
+
+
+def file_reference(array: npt.NDArray[Any]) -> FileReference | None:
+    """Return where a memory-mapped array, or a slice of one, lies in its file.
+
+    None where the file does not hold what the array shows: no memmap at all, changes that are private
+    (``mode="c"``), a file that is gone, a view that runs backwards.
+    """
+    memmap = _memmap_under(array)
+    path = getattr(memmap, "filename", None)
+    if memmap is None or path is None or memmap.mode == "c" or not array.size or min(array.strides, default=0) < 0:
+        return None
+    if not os.path.exists(path):
+        return None
+    address: int = array.__array_interface__["data"][0]
+    offset = address - memmap.__array_interface__["data"][0] + memmap.offset
+    return FileReference(os.path.abspath(path), offset, array.shape, array.strides, array.dtype)
+
+
+def _memmap_under(array: npt.NDArray[Any]) -> np.memmap[Any, Any] | None:
+    base: Any = array
+    memmap = None
+    while isinstance(base, np.ndarray):
+        if isinstance(base, np.memmap):
+            memmap = base
+        base = base.base
+    return memmap
+
+
+def is_dataset(value: Any) -> bool:
+    """Tell whether `value` is an h5py dataset, without importing h5py."""
+    h5py = sys.modules.get("h5py")
+    return h5py is not None and isinstance(value, h5py.Dataset)
+
+
+def is_masked(value: Any) -> bool:
+    """Tell whether a value is a masked array, without loading numpy.ma: 40 ms that nobody else wants to pay."""
+    ma = sys.modules.get("numpy.ma")
+    return ma is not None and isinstance(value, ma.MaskedArray)
+
+
+def refer(value: Any, *, share_above: int) -> tuple[Any, Any] | None:
+    """Say how an array-like value travels to a worker.
+
+    Parameters
+    ----------
+    value : object
+        Anything that may sit in a job.
+    share_above : int
+        Plain arrays of more bytes are copied into shared memory.
+
+    Returns
+    -------
+    (reference, keep_alive) or None
+        What is sent in its place, and what must live here until the worker has opened it; None for a
+        value that travels as it is.
+    """
+    if is_dataset(value):
+        if value.file.mode == "r" and value.file.driver in ("sec2", "stdio"):
+            return DatasetReference(os.path.abspath(value.file.filename), value.name), None
+        # Only this process sees what is written and not yet flushed, or lives in memory.
+        return _shared(shared.share(value[()]))
+    # A subclass may hold more than its items, as numpy.ma does: it knows how to pickle itself.
+    if type(value) not in (np.ndarray, np.memmap, shared.SharedArray) or value.dtype.hasobject:
+        return None
+    if shared.reference(value) is not None:
+        return _shared(value)
+    if (place := file_reference(value)) is not None:
+        return place, None
+    if value.nbytes > share_above:
+        return _shared(shared.share(value))
+    return None
+
+
+def portable(array: Any) -> Any:
+    """Return an input that any pickle can send: what lies in a file as its reference, an array as itself."""
+    if is_dataset(array):
+        where, shared_copy = refer(array, share_above=0) or (None, array)
+        return where if isinstance(where, DatasetReference) else shared_copy
+    if _memmap_under(array) is not None:
+        # joblib would map the file of any memmap again, and then gets a transposed view wrong, misses changes that
+        # are private (mode "c"), and reaches outside of the mapping for a view that runs backwards.
+        return file_reference(array) or np.array(array)
+    return array
+
+
+def open_reference(where: Any) -> Any:
+    """Return what a reference refers to, read-only, opened in this process."""
+    return shared.attach(where).view(np.ndarray) if isinstance(where, shared.Reference) else where.open()
+
+
+def _shared(array: npt.NDArray[Any]) -> tuple[shared.Reference | None, npt.NDArray[Any]]:
+    return shared.reference(array, writeable=False), array

@@ -1,0 +1,240 @@
+"""The form of a record, schema parcompute/1: runs as rows and timelines as tables, on an open HDF5 file.
+
+docs/file-format.md describes it for readers. A reader ignores columns and attributes that it does not
+know; any change of those that it knows needs a new number in SCHEMA.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from parcompute.machine.quiet import Counters
+from parcompute.values.sweep import Configuration, Run
+from parcompute.values.timeline import Timeline
+
+SCHEMA = "parcompute/1"
+
+CLOCK = (
+    "time.perf_counter_ns. wall_s: from the call to the complete result, with every worker ready before the call; "
+    "startup_s: from nothing to the last worker ready, not part of wall_s"
+)
+
+# name, type, meaning [unit]: the columns of `runs` in order, and the attributes that explain them in the file.
+FIELDS: tuple[tuple[str, type, str], ...] = (
+    ("backend", str, "name of the backend"),
+    ("n_workers", int, "workers that claim, over all processes [1]"),
+    ("threads_per_worker", int, "how many of them are threads of one process [1]"),
+    ("schedule", str, "how chunks were cut and handed out: kind or kind,chunk_blocks"),
+    ("start_method", str, "fork, forkserver or spawn; empty where the backend has no such choice"),
+    ("kind", str, "strong: same work for every n_workers; weak: work grows with n_workers"),
+    ("n_items", int, "size of the index space [items]"),
+    ("block_items", int, "items per block [items]"),
+    ("n_chunks", int, "chunks of the plan [1]"),
+    ("round", int, "number of the round, from 0 [1]"),
+    ("seed", int, "seed of the random streams [1]"),
+    ("wall_s", float, "from the call to the complete result [s]"),
+    ("startup_s", float, "from nothing to the last worker ready [s]"),
+    ("cpu_s", float, "CPU time inside kernels, over all workers [s]"),
+    ("digest", str, "SHA-256 of the result's bytes, hexadecimal"),
+    ("value", float, "the result, where it is one number [of the experiment]"),
+    ("error", float, "distance of the value from the truth [as value]"),
+    ("tolerance", float, "largest error that passes [as value]"),
+    ("verified", bool, "error <= tolerance, and the digest of all runs before of the same problem"),
+    ("disturbed", str, "why the machine was not quiet; empty: it was"),
+    ("started_utc", str, "start of the run, ISO 8601"),
+    ("provenance", str, "name of the group in /provenance with the conditions"),
+    ("timeline_rows", int, "chunk rows of the timeline, -1: none was kept; stored where /timelines/<row> exists [1]"),
+    # From here on a file may lack them: it was begun by an earlier version, and what it does not say is as below.
+    ("variant", str, "which of the experiment's own ways to compute the same; empty where it has only one"),
+    ("blas_threads", int, "threads of BLAS and OpenMP in each worker [1]"),
+    ("load_before", float, "runnable threads in the minute before the start, on the whole machine [1]"),
+    ("load_after", float, "in the minute before the end [1]"),
+    ("runnable_before", int, "runnable threads at the start, on the whole machine, -1: not known [1]"),
+    ("runnable_after", int, "at the end [1]"),
+    ("mhz_before", float, "mean frequency of the usable CPUs at the start [MHz]"),
+    ("mhz_after", float, "at the end [MHz]"),
+    ("throttled_s", float, "how long CPU quotas stopped the process meanwhile [s]"),
+    ("stolen_s", float, "CPU time that the hypervisor gave to others meanwhile [s]"),
+    ("others_s", float, "CPU time that others had on the usable CPUs meanwhile [s]"),
+)
+
+Scalar = str | int | float | bool
+
+_CONFIGURATION = frozenset(field.name for field in dataclasses.fields(Configuration))
+_COUNTERS = frozenset(field.name for field in dataclasses.fields(Counters))
+_IF_MISSING: dict[str, Scalar] = {"variant": "", "blas_threads": 1, **dataclasses.asdict(Counters())}
+
+_STAMPS = ("called_ns", "submitted_ns", "completed_ns")
+_TABLES = ("chunks", "workers", "deaths")
+
+# One row per job of a run that had several: where its rows in `chunks`, `workers` and `deaths` end, and its stamps.
+JOB_DTYPE = np.dtype([(f"{name}_end", "<i8") for name in _TABLES] + [(name, "<i8") for name in _STAMPS])
+
+
+def begin(file: Any, experiment: str, text: np.dtype[Any]) -> None:
+    """Write the empty form into a new file; `text` is the dtype of variable-length UTF-8."""
+    file.attrs["schema"] = SCHEMA
+    file.attrs["experiment"] = as_text(experiment)
+    file.attrs["created_utc"] = datetime.now(UTC).isoformat(timespec="seconds")
+    file.attrs["clock"] = CLOCK
+    _create_runs(file, [], text)
+    file.create_group("provenance")
+    file.create_group("timelines")
+
+
+def renew(file: Any, text: np.dtype[Any]) -> None:
+    """Give `runs` of a file of an earlier version the columns that it lacks, so that new rows lose nothing."""
+    if all(name in file["runs"].dtype.names for name, _, _ in FIELDS):
+        return
+    earlier, unknown = list(rows(file["runs"])), file["runs"].dtype
+    attributes = dict(file["runs"].attrs)
+    del file["runs"]
+    known = {name for name, _, _ in FIELDS}
+    _create_runs(file, [(name, unknown[name]) for name in unknown.names if name not in known], text)
+    for name, meaning in attributes.items():
+        file["runs"].attrs[name] = meaning
+    for row in earlier:
+        add_row(file["runs"], _IF_MISSING | row)
+
+
+def _create_runs(file: Any, others: list[tuple[str, Any]], text: np.dtype[Any]) -> None:
+    types = {str: text, int: np.dtype("<i8"), float: np.dtype("<f8"), bool: np.dtype("?")}
+    row = np.dtype([(name, types[kind]) for name, kind, _ in FIELDS] + others)
+    runs = file.create_dataset("runs", shape=(0,), dtype=row, maxshape=(None,), chunks=(64,))
+    for name, _, meaning in FIELDS:
+        runs.attrs[name] = meaning
+
+
+def what_is_missing(file: Any) -> list[str]:
+    """Return the names that a file of this schema must have and this one has not."""
+    groups = [name for name in ("runs", "provenance", "timelines") if name not in file]
+    attributes = [name for name in ("experiment", "created_utc") if name not in file.attrs]
+    columns = (file["runs"].dtype.names or ()) if "runs" in file else ()
+    return (
+        groups
+        + attributes
+        + [f"runs[{name}]" for name, _, _ in FIELDS if name not in columns and name not in _IF_MISSING]
+    )
+
+
+def add_row(runs: Any, row: Mapping[str, Scalar]) -> int:
+    """Append a row to the dataset `runs` and return its number."""
+    added = len(runs)
+    runs.resize((added + 1,))
+    # By name and not by place: the file may have columns that this version does not know.
+    values = np.zeros((), runs.dtype)
+    for name in runs.dtype.names:
+        values[name] = row.get(name, "" if runs.dtype[name].hasobject else 0)
+    runs[added] = values
+    return added
+
+
+def rows(runs: Any) -> Iterator[dict[str, Scalar]]:
+    """Return the rows of the dataset `runs` as Python values."""
+    columns = runs[:]
+    for row in columns:
+        yield {name: native(value) for name, value in zip(columns.dtype.names, row, strict=True)}
+
+
+def row_of(run: Run) -> dict[str, Scalar]:
+    """Return the row of a run, in the order of FIELDS."""
+    values = {name: getattr(run, name, None) for name, _, _ in FIELDS}
+    values |= dataclasses.asdict(run.configuration) | dataclasses.asdict(run.counters)
+    values["timeline_rows"] = sum(len(timeline.chunks) for timeline in run.timelines) if run.timelines else -1
+    return {name: storable(name, kind(values[name])) for name, kind, _ in FIELDS}
+
+
+def run_of(row: Mapping[str, Any], timelines: tuple[Timeline, ...] = ()) -> Run:
+    """Return the run of a row."""
+    row = _IF_MISSING | dict(row)
+    configuration = Configuration(**{name: row[name] for name in _CONFIGURATION})
+    counters = Counters(**{name: row[name] for name in _COUNTERS})
+    apart = _CONFIGURATION | _COUNTERS | {"timeline_rows"}
+    others = {name: row[name] for name, _, _ in FIELDS if name not in apart}
+    return Run(configuration=configuration, counters=counters, timelines=timelines, **others)
+
+
+def store_timelines(group: Any, timelines: Sequence[Timeline]) -> None:
+    """Write the timelines of a run's jobs, at least one, into an empty group."""
+    group.attrs["called_ns"] = timelines[0].called_ns
+    group.attrs["submitted_ns"] = timelines[0].submitted_ns
+    group.attrs["completed_ns"] = timelines[-1].completed_ns
+    for name in _TABLES:
+        table = np.concatenate([getattr(timeline, name) for timeline in timelines])
+        # Below a few hundred rows the index of a compressed dataset takes more than compression saves.
+        packed = {"compression": "gzip", "shuffle": True} if len(table) > 256 else {}
+        if len(table) or name != "deaths":
+            group.create_dataset(name, data=table, **packed)
+    if len(timelines) > 1:
+        jobs = np.zeros(len(timelines), JOB_DTYPE)
+        for name in _TABLES:
+            jobs[f"{name}_end"] = np.cumsum([len(getattr(timeline, name)) for timeline in timelines])
+        for name in _STAMPS:
+            jobs[name] = [getattr(timeline, name) for timeline in timelines]
+        group.create_dataset("jobs", data=jobs)
+
+
+def timelines_of(file: Any, row: int) -> tuple[Timeline, ...]:
+    """Return the timelines of the jobs of run `row`; none where the file has none."""
+    group = file["timelines"].get(str(row))
+    if group is None:
+        return ()
+    tables = {name: group[name][:] for name in _TABLES if name in group}
+    if "jobs" not in group:
+        return (_timeline(group.attrs, tables),)
+    found, begin = [], dict.fromkeys(_TABLES, 0)
+    for job in group["jobs"][:]:
+        end = {name: int(job[f"{name}_end"]) for name in _TABLES}
+        parts = {name: table[begin[name] : end[name]] for name, table in tables.items()}
+        found.append(_timeline(job, parts))
+        begin = end
+    return tuple(found)
+
+
+def _timeline(stamps: Any, tables: dict[str, Any]) -> Timeline:
+    called, submitted, completed = (int(stamps[name]) for name in _STAMPS)
+    return Timeline(called, submitted, completed, **tables)
+
+
+def storable(name: str, value: Any) -> Scalar:
+    """Return `value` as what the file can hold.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither text, number nor truth value, or a whole number of more than 64 bits.
+    """
+    value = native(value)
+    if isinstance(value, str):
+        return as_text(value)
+    if not isinstance(value, (bool, int, float)):
+        raise TypeError(f"{name}={value!r} is {type(value).__name__}; pass text, a number or a truth value")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}={value} does not fit a 64-bit integer; pass one below 2**63, or text")
+    return value
+
+
+def as_text(value: str) -> str:
+    r"""Return `value` as text that HDF5 can hold.
+
+    HDF5 text ends at the first NUL, and a command line or a file name need not be UTF-8: both are written
+    as escapes, since a run must not be lost to an odd byte in a path.
+
+    Examples
+    --------
+    >>> as_text("caf\udce9\0")
+    'caf\\udce9\\x00'
+    """
+    return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def native(value: Any) -> Any:
+    """Return a value read from HDF5 as Python's own str, int, float or bool."""
+    if isinstance(value, bytes):
+        return value.decode()
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,1 @@
+"""What is planned and what came back, as plain values."""

@@ -1,0 +1,1 @@
+"""The life of a worker process: start, serve, end with its parent."""

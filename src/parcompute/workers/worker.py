@@ -1,0 +1,286 @@
+"""The loop of a worker: ready, claim, compute, write in place, stamp, leave.
+
+parent ── job, arrays ──► worker ── shape of block 0, odd results, failures, end of pass ──► parent
+                            │
+                claims, done marks, output rows, timeline: shared memory, nobody in the loop
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from parcompute.jobs import pickling
+from parcompute.jobs.job import Failure, Job, is_ctrl_c
+from parcompute.jobs.schedule import BETWEEN, DONE, FAILED, Board, FileClaims, Pass, ThreadClaims
+from parcompute.machine import blas, malloc
+from parcompute.memory import segments, shared
+from parcompute.workers import start
+
+# The stamp of a block that has no time limit any more: its kernel has returned.
+_COMPUTED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a worker process must find its world: the first message it gets."""
+
+    worker: int  # the number of its first thread
+    n_threads: int
+    blas_threads: int | None
+    environ: dict[str, str]
+    folder: str
+    path: list[str]
+    argv: list[str]
+    cpus: frozenset[int] | None  # None leaves the mask alone
+
+
+def walk(
+    job: Job,
+    pass_: Pass,
+    board: Board,
+    claims: FileClaims | ThreadClaims,
+    worker: int,
+    shaped: Callable[[int, Any], None],
+    odd: Callable[[int, Any], None],
+    failed: Callable[[Failure], None],
+) -> None:
+    """Compute chunks until none is left, the run is stopped, or a block fails: one loop for all media.
+
+    Parameters
+    ----------
+    job : Job
+        What to compute.
+    pass_ : Pass
+        The chunks to claim from.
+    board : Board
+        Where to mark what is current, done and when.
+    claims : FileClaims or ThreadClaims
+        The counter that the workers of the pass share.
+    worker : int
+        Number of this worker.
+    shaped : callable
+        Called with a block and what its result looks like while the outputs have no arrays. They have
+        when it returns, or the run is stopped.
+    odd : callable
+        Called with a block and its result if that has no place in the arrays.
+    failed : callable
+        Called with a block that failed; the walk ends there unless the job keeps going.
+    """
+    outputs, compute, block_of = job.outputs, job.bind(), job.plan.block
+    (firsts, stops), number_of, attempt = pass_.spans(), pass_.chunk_in_plan, pass_.number
+    current, since_ns, done, stop, stamp = board.current, board.since_ns, board.done_marks, board.stop_mark, board.stamp
+    timed = job.block_timeout_s is not None
+    wall, cpu = time.perf_counter_ns, time.thread_time_ns
+    current[worker] = BETWEEN
+    for chunk in pass_.claimed(worker, claims):
+        first, behind = firsts[chunk], stops[chunk]
+        started = finished = wall()
+        cpu_started = cpu_finished = cpu()
+        computed = False
+        for index in range(first, behind):
+            if stop[0]:
+                cpu_finished = cpu()
+                break
+            if done[index]:
+                continue
+            block = block_of(index)
+            if timed:
+                since_ns[worker] = wall()
+            current[worker] = index
+            computed = True
+            try:
+                result = compute(block)
+                finished = wall()
+                if timed:
+                    since_ns[worker] = _COMPUTED
+                if index + 1 == behind:
+                    cpu_finished = cpu()
+                if outputs.arrays is None:
+                    shaped(index, outputs.shape_of(result, block))
+                    if outputs.arrays is None:
+                        return
+                if not outputs.store(result, block):
+                    odd(index, result)
+            except BaseException as error:  # SystemExit too: a kernel that calls sys.exit() has failed
+                if is_ctrl_c(error):
+                    raise
+                failed(job.failure(block, error))
+                if not job.keep_going:
+                    return
+                done[index] = FAILED
+            else:
+                done[index] = DONE
+        current[worker] = BETWEEN
+        if computed:  # else by the predecessor of this worker, whose row must stay
+            cpu_ns = cpu_finished - cpu_started
+            stamp(chunk, number_of(chunk), worker, attempt, started, finished, cpu_ns, wall())
+        if stop[0]:
+            return
+
+
+def main(channel_fd: int, claims_fd: int) -> None:
+    """Serve a parent until it says "quit" or is gone: the whole life of a worker process.
+
+    Parameters
+    ----------
+    channel_fd : int
+        Of the socket to the parent.
+    claims_fd : int
+        Of the file that hands out claims.
+    """
+    channel = Connection(channel_fd)
+    start.hold(channel)
+    with contextlib.suppress(EOFError, ConnectionError):
+        settings: Settings = channel.recv()
+        libraries = _settle(settings)
+        segments.hold_mappings()
+        desk = _Desk(channel, FileClaims(claims_fd), settings)
+        channel.send(("ready", time.perf_counter_ns(), libraries))
+        while (message := channel.recv())[0] != "quit":
+            getattr(desk, message[0])(*message[1:])
+            del message  # it may hold the last reference to arrays that the parent has released
+
+
+class _Desk:
+    """What a worker does on each kind of message."""
+
+    def __init__(self, channel: Connection, claims: FileClaims, settings: Settings) -> None:
+        self.channel, self.claims, self.settings = channel, claims, settings
+        self.job: Job | None = None
+        self.job_number = -1
+        self.sending, self.receiving = threading.Lock(), threading.Lock()
+
+    def walk(self, number: int, pickled: bytes, arrays: Any, pass_: Any, board: Any) -> None:
+        """Take part in a pass."""
+        try:
+            if self.job is None or self.job_number != number:
+                self.job, self.job_number = pickling.loads(pickled), number
+            self._attach(arrays)
+            pass_number, n_chunks, lost, alone = pass_
+            walked = Pass(pass_number, n_chunks, self.job.plan, lost, alone)
+            sizes, place = board
+            n_workers, n_blocks, n_rows = sizes
+            _keep_to(self.settings.cpus)
+            attached = Board(n_workers, n_blocks, n_rows, shared.attach(place).view(np.ndarray))
+        except BaseException as error:  # say what cannot be had here; the job cannot run on any worker
+            self._send("failed", number, Failure.before_blocks(error))
+            self._send("end", number)
+            return
+        first, lanes = self.settings.worker, []
+        for worker in range(first + 1, first + (1 if alone else self.settings.n_threads)):
+            lane = threading.Thread(target=self._lane, args=(number, walked, attached, worker))
+            try:
+                lane.start()
+            except RuntimeError:  # the system gives no more threads; those that there are do its part
+                break
+            lanes.append(lane)
+        self._lane(number, walked, attached, first)
+        for lane in lanes:
+            lane.join()
+        self._send("end", number)
+
+    def forget(self, dropped: tuple[int, ...]) -> None:
+        """Let go of the job, but not of what it maps: the next one may use the same arrays."""
+        self.job = None
+        segments.release_mappings(dropped)
+
+    def arrays(self, number: int, arrays: Any) -> None:
+        """Nothing: an answer to a question that was settled meanwhile."""
+
+    def call(self, number: int, pickled: bytes) -> None:
+        """Run a submitted call and send what it returned or raised."""
+        self._send("result", number, *run_call(pickled))
+
+    def _lane(self, number: int, pass_: Pass, board: Board, worker: int) -> None:
+        assert self.job is not None
+        outputs = self.job.outputs
+
+        def shaped(index: int, shape: Any) -> None:
+            pickled = pickling.dumps_back(shape)
+            pickle.loads(pickled)  # if it cannot be rebuilt, that is the failure of this block
+            if index == 0 or not self.channel.poll():
+                self._send("shape", number, index, pickled)
+            with self.receiving:  # one thread waits for the answer of all
+                if outputs.arrays is None and not board.stopped:
+                    answer = self.channel.recv()
+                    assert answer[:2] == ("arrays", number)
+                    self._attach(answer[2])
+
+        def odd(index: int, result: Any) -> None:
+            self._send("odd", number, index, pickling.dumps_back(result))
+
+        def failed(failure: Failure) -> None:
+            self._send("failed", number, failure)
+
+        try:
+            walk(self.job, pass_, board, self.claims, worker, shaped, odd, failed)
+        except BaseException as error:  # outside any block: a file cannot be opened, memory is short
+            if is_ctrl_c(error):
+                raise
+            failed(Failure.before_blocks(error))
+
+    def _attach(self, arrays: Any) -> None:
+        assert self.job is not None
+        if arrays is not None:
+            shape, places = arrays
+            left = iter(places)
+            self.job.outputs.allocate(pickling.loads(shape), lambda *_: shared.attach(next(left)).view(np.ndarray))
+
+    def _send(self, *message: Any) -> None:
+        with self.sending:
+            self.channel.send(message)
+
+
+def run_call(pickled: bytes) -> tuple[bool, bytes]:
+    """Run a call that has travelled.
+
+    Parameters
+    ----------
+    pickled : bytes
+        Of ``(function, args, kwargs)``, by `parcompute.jobs.pickling.dumps`.
+
+    Returns
+    -------
+    (bool, bytes)
+        Whether it returned, and the pickled result, or else a pickled `Failure`.
+    """
+    try:
+        function, args, kwargs = pickling.loads(pickled)
+        return True, pickling.dumps_back(function(*args, **kwargs))
+    except BaseException as error:
+        if is_ctrl_c(error):
+            raise
+        return False, pickle.dumps(Failure.before_blocks(error))
+
+
+def _settle(settings: Settings) -> Any:
+    """Make this process's surroundings those of the parent; return what numeric libraries it has."""
+    os.environ.clear()
+    os.environ.update(settings.environ)
+    sys.path[:], sys.argv[:] = settings.path, settings.argv
+    with contextlib.suppress(OSError):  # the folder may be gone by now
+        os.chdir(settings.folder)
+    _keep_to(settings.cpus)
+    malloc.keep_freed()
+    # A forked process would continue the parent's legacy streams, the same in every worker.
+    for name in ("random", "numpy.random"):  # loading them takes milliseconds, and seeds them
+        if name in sys.modules:
+            sys.modules[name].seed()
+    return blas.limit(settings.blas_threads)
+
+
+def _keep_to(cpus: frozenset[int] | None) -> None:
+    """Set the affinity mask again if something has changed it: some libraries shrink it when they are loaded."""
+    if cpus is not None and os.sched_getaffinity(0) != cpus:
+        os.sched_setaffinity(0, cpus)

@@ -1,0 +1,65 @@
+"""A timeline sorts its rows, and finds those of a worker."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parcompute.values.timeline import CHUNK_DTYPE, WORKER_DTYPE, Timeline
+
+N_WORKERS = 5
+
+# worker, start and CPU time of each chunk
+chunks_in_any_order = st.lists(
+    st.tuples(st.integers(0, N_WORKERS - 1), st.integers(10, 10**15), st.integers(0, 10**12)), max_size=40
+)
+
+
+def timeline_of(rows):
+    chunks = np.zeros(len(rows), CHUNK_DTYPE)
+    for k, (worker, started_ns, cpu_ns) in enumerate(rows):
+        chunks[k] = (k, worker, 0, started_ns, started_ns + cpu_ns, cpu_ns, started_ns + cpu_ns)
+    workers = np.zeros(N_WORKERS, WORKER_DTYPE)
+    workers["worker"] = np.arange(N_WORKERS)
+    return Timeline(called_ns=3, submitted_ns=7, completed_ns=2 * 10**15, chunks=chunks, workers=workers)
+
+
+@given(chunks_in_any_order)
+def test_rows_are_ordered_by_worker_and_start(rows):
+    chunks = timeline_of(rows).chunks
+    found = list(zip(chunks["worker"].tolist(), chunks["started_ns"].tolist(), strict=True))
+    assert found == sorted((worker, started_ns) for worker, started_ns, _ in rows)
+
+
+@given(chunks_in_any_order)
+def test_each_row_belongs_to_exactly_one_worker(rows):
+    timeline = timeline_of(rows)
+    of_workers = [timeline.of_worker(worker) for worker in range(timeline.n_workers)]
+    assert all((mine["worker"] == worker).all() for worker, mine in enumerate(of_workers))
+    np.testing.assert_array_equal(np.concatenate(of_workers), timeline.chunks)
+
+
+@given(chunks_in_any_order)
+def test_cpu_time_is_the_exact_sum_over_all_chunks(rows):
+    assert timeline_of(rows).cpu_ns == sum(cpu_ns for _, _, cpu_ns in rows)
+
+
+def test_makespan_runs_from_the_call_to_the_complete_result():
+    assert timeline_of([]).makespan_ns == 2 * 10**15 - 3
+
+
+def test_workers_that_computed_nothing_are_counted():
+    timeline = timeline_of([(2, 10, 1)])
+    assert timeline.n_workers == N_WORKERS
+    assert len(timeline.of_worker(0)) == 0
+
+
+def test_rows_that_are_handed_in_stay_as_they_were():
+    chunks = np.zeros(2, CHUNK_DTYPE)
+    chunks["worker"] = [1, 0]
+    Timeline(0, 0, 1, chunks, np.zeros(2, WORKER_DTYPE))
+    assert chunks["worker"].tolist() == [1, 0]
+
+
+def test_stamps_keep_their_nanoseconds():
+    started_ns = 2**53 + 1  # the first integer that a float64 cannot hold
+    assert timeline_of([(0, started_ns, 1)]).chunks["started_ns"][0] == started_ns
