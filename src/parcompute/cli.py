@@ -56,19 +56,14 @@ def machine_(as_json: bool) -> None:
     click.echo(json.dumps(machine.as_dict(), indent=2) if as_json else "\n".join(machine.describe()))
 
 
+_SEED = click.option("--seed", type=int, help="Of the random streams; the newest if left out.")
+_N_ITEMS = click.option("--n-items", type=int, help="Size of the problem; that of the newest runs if left out.")
+
+
 def _of_one_study(command: Any) -> Any:
     """Add the options that choose among the studies of a file."""
-    for option in reversed(
-        (
-            click.option(
-                "--conditions", help="Which, by the first digits of their id, or `newest`; `show` lists them."
-            ),
-            click.option("--seed", type=int, help="Of the random streams; the newest if left out."),
-            click.option("--n-items", type=int, help="Size of the problem; that of the newest runs if left out."),
-        )
-    ):
-        command = option(command)
-    return command
+    named = "Which, by the first digits of their id, or `newest`; `show` lists them."
+    return click.option("--conditions", help=named)(_SEED(_N_ITEMS(command)))
 
 
 @commands.command(epilog="Example: parcompute show results/reference/montecarlo.h5 --csv > runs.csv")
@@ -143,8 +138,8 @@ def fit(file: str, laws: tuple[str, ...], loss: str, of_rate: bool | None, as_js
 @click.argument("a", type=click.Path())
 @click.argument("b", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@click.option("--seed", type=int, help="Of the random streams; the newest if left out.")
-@click.option("--n-items", type=int, help="Size of the problem; that of the newest runs if left out.")
+@_SEED
+@_N_ITEMS
 def compare(a: str, b: str, as_json: bool, seed: int | None, n_items: int | None) -> None:
     """Say how much faster the runs of B are than those of A, and in which conditions the two differ.
 

@@ -373,11 +373,6 @@ def test_equal_chunks_never_exceed_their_bound(K: int, N: int) -> None:
     assert laws.equal_chunks_efficiency(N, K) == pytest.approx(K / N / rounds)
 
 
-def test_a_task_farm_saturates_where_its_parent_does() -> None:
-    times = laws.task_farm([1, 11, 12, 1000], K=100, c=0.010, d=0.001, h=0.001)
-    assert times == pytest.approx([1.1, 0.1, 0.1, 0.1])
-
-
 def test_the_mean_of_two_saturations_is_below_both_limits() -> None:
     N = np.arange(1, 100)
     X = laws.saturation(N, 5.0, 40.0, 3.0)

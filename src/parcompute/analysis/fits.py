@@ -14,9 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parcompute.analysis.bootstrap import amdahl_bounds, parameter_intervals
-from parcompute.analysis.laws import LAWS, LOSSES, named, residuals, solve
-
-Floats = npt.NDArray[np.float64]
+from parcompute.analysis.laws import LAWS, LOSSES, Floats, named, residuals, solve
 
 # Up to here σ(N − 1) and κN(N − 1) are too much alike to be told apart through noise of a few per cent.
 USL_NEEDS_MORE_THAN = 8

@@ -17,8 +17,6 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-# ── formulas ──────────────────────────────────────────────────────────────────────────────────────────
-
 
 def amdahl(N: npt.ArrayLike, s: float) -> Floats:
     """Speedup on N workers with serial fraction s, for fixed work (Amdahl 1967). Its limit is 1/s.
@@ -90,21 +88,6 @@ def saturation(N: npt.ArrayLike, x1: float, X_sat: float, p: float) -> Floats:
     return X
 
 
-def task_farm(N: npt.ArrayLike, K: int, c: float, d: float, h: float = 0.0, t0: float = 0.0) -> Floats:
-    """Time of K equal chunks of c seconds that a parent hands out at d seconds each; h is a worker's own cost.
-
-    Saturates at N = (c + h)/d.
-
-    Examples
-    --------
-    >>> task_farm([1, 10, 100], K=1000, c=0.010, d=0.001).round(3).tolist()
-    [10.0, 1.0, 1.0]
-    """
-    N = np.asarray(N, float)
-    T: Floats = t0 + np.maximum(K * d, (K / N) * (c + h))
-    return T
-
-
 def equal_chunks_efficiency(N: npt.ArrayLike, n_chunks: npt.ArrayLike) -> Floats:
     """Largest efficiency that K indivisible equal chunks allow: K/(N⌈K/N⌉).
 
@@ -159,9 +142,6 @@ def karp_flatt_sd(N: npt.ArrayLike, S: npt.ArrayLike, cv: npt.ArrayLike) -> Floa
     N, S, spread = np.asarray(N, float), np.asarray(S, float), np.asarray(cv, float)
     sd: Floats = np.sqrt(2) * spread * N / ((N - 1) * S)
     return sd
-
-
-# ── the table ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,9 +229,6 @@ LOSSES: dict[str, str] = {
     "throughput": "sum of squared errors of the rates 1/T, as the USL literature fits",
     "linearised": "Gunther's: least squares of N/C - 1 against N - 1 with the rate on one worker taken as exact",
 }
-
-
-# ── parameters from points ────────────────────────────────────────────────────────────────────────────
 
 
 def named(law: str, theta: Floats) -> dict[str, float]:

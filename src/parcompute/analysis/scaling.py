@@ -192,12 +192,7 @@ def alike(runs: Iterable[Run], provenance: Conditions) -> dict[str, tuple[Run, .
 
 
 def curves(
-    runs: Iterable[Run],
-    *,
-    base: BaseKind,
-    n_cpus: int,
-    provenance: Conditions | None = None,
-    seed: int = 0,
+    runs: Iterable[Run], *, base: BaseKind, n_cpus: int, provenance: Conditions | None = None, seed: int = 0
 ) -> tuple[Curve, ...]:
     """Return a curve for each way of running that is no base case itself.
 

@@ -26,62 +26,64 @@ BUDGET_S = {"quick": 10.0, "default": 120.0, "full": 1800.0}
 # Exit statuses: 0 done; 1 done, and the answer is bad (a wrong result); 2 it could not be done; 130 interrupted.
 
 
-class Names(click.ParamType[Any]):
-    """Comma-separated names, each one of a list."""
+class _Listed(click.ParamType[Any]):
+    """Several values with commas between, as a tuple; nothing is the empty one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """Split, and check each."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return self.read([part.strip() for part in str(value).split(",")]) if value else ()
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+    def read(self, parts: list[str]) -> tuple[Any, ...]:
+        """Return the values; ValueError says what they should have been."""
+        raise NotImplementedError
+
+
+class Names(_Listed):
+    """Names, each one of a list."""
 
     name = "names"
 
     def __init__(self, known: Sequence[str]) -> None:
         self.known = known
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Split, and check each name."""
-        if isinstance(value, tuple):
-            return value
-        names = [part.strip() for part in str(value).split(",")]
-        for name in names:
-            if name not in self.known:
-                self.fail(f"{name!r} is unknown; pass some of {', '.join(self.known)}", param, ctx)
-        return tuple(dict.fromkeys(names))
+    def read(self, parts: list[str]) -> tuple[str, ...]:
+        """Refuse unknown ones."""
+        for part in parts:
+            if part not in self.known:
+                raise ValueError(f"{part!r} is unknown; pass some of {', '.join(self.known)}")
+        return tuple(dict.fromkeys(parts))
 
 
-class Schedules(click.ParamType[Any]):
-    """Comma-separated schedules, each with its chunk size behind another comma if wanted."""
+class Schedules(_Listed):
+    """Schedules, each with its chunk size behind another comma if wanted."""
 
     name = "schedules"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Split, and check each schedule."""
-        if isinstance(value, tuple):
-            return value
-        if not value:
-            return ()
+    def read(self, parts: list[str]) -> tuple[str, ...]:
+        """Take "guided,dynamic,16" as two."""
         names: list[str] = []
-        for part in str(value).split(","):  # "guided,dynamic,16" is two levels
-            if names and part.strip().isdecimal():
+        for part in parts:
+            if names and part.isdecimal():
                 names[-1] += f",{part}"
             else:
                 names.append(part)
-        try:
-            return tuple(dict.fromkeys(str(Schedule.parse(name.strip())) for name in names))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+        return tuple(dict.fromkeys(str(Schedule.parse(name)) for name in names))
 
 
-class Counts(click.ParamType[Any]):
-    """Comma-separated numbers of workers."""
+class Counts(_Listed):
+    """Numbers of workers."""
 
     name = "counts"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Split, and check each number."""
-        if isinstance(value, tuple):
-            return value
-        if not value:
-            return ()
-        parts = [part.strip() for part in str(value).split(",")]
+    def read(self, parts: list[str]) -> tuple[int, ...]:
+        """Sort them."""
         if not all(part.isdecimal() and 1 <= int(part) <= MOST_WORKERS for part in parts):
-            self.fail(f"{value!r}: pass numbers from 1 to {MOST_WORKERS} with commas between, like 1,2,4", param, ctx)
+            raise ValueError(f"{','.join(parts)!r}: pass numbers from 1 to {MOST_WORKERS} with commas, like 1,2,4")
         return tuple(sorted({int(part) for part in parts}))
 
 

@@ -7,27 +7,13 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from parcompute.values.sweep import BESIDE_S, Configuration, Run, Sweep
 
 
-class Console(Protocol):
-    """What a sweep tells as it goes."""
-
-    def starting(self, round_: int, configuration: Configuration) -> None:
-        """Say what begins."""
-
-    def ended(self, run: Run) -> None:
-        """Say what came of it."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None: ...
-
-
-def open_console(sweep: Sweep, kept: Sequence[Run], n_missing: int) -> Console:
-    """Return the console that fits standard output.
+def open_console(sweep: Sweep, kept: Sequence[Run], n_missing: int) -> Lines | Live:
+    """Return the console that fits standard output; it shows what is `starting`, and the run that has `ended`.
 
     Parameters
     ----------

@@ -53,11 +53,10 @@ class Experiment:
             The arguments; None takes the program's.
         """
         from parcompute.experiments.command_line import command_line
-        from parcompute.experiments.perform import Choice, Subject, perform
+        from parcompute.experiments.perform import Choice, perform
 
-        this = Subject(self.name, self.question, self.function, self.truth, self.sizes)
         command_line(
-            self.name, self.question, self.sizes, self.levels, lambda **chosen: perform(this, Choice(**chosen)), argv
+            self.name, self.question, self.sizes, self.levels, lambda **chosen: perform(self, Choice(**chosen)), argv
         )
 
 

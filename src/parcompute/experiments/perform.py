@@ -13,7 +13,7 @@ import math
 import platform
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,27 +31,6 @@ from parcompute.values.sweep import Check, Configuration, Run, Sweep, worker_cou
 if TYPE_CHECKING:
     from parcompute.analysis.studies import Study
     from parcompute.record.record import Recorded
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What of an experiment is performed: see `parcompute.experiments.experiment.Experiment` for the fields.
-
-    Attributes
-    ----------
-    name, question : str
-        Of it.
-    function, truth : callable
-        Of it.
-    sizes : mapping of str to tuple of int
-        By preset.
-    """
-
-    name: str
-    question: str
-    function: Callable[..., Any]
-    truth: Callable[[Any, int], Check]
-    sizes: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +118,8 @@ def sweep_of(chosen: Choice, sizes: Sequence[int], n_cpus: int) -> Sweep:
     return Sweep(tuple(configurations), chosen.rounds, chosen.seed, precision, budget_s)
 
 
-def perform(this: Subject, chosen: Choice) -> Path:
-    """Run what is missing of a sweep, record it, draw it, tell what came out; return the file.
+def perform(this: Any, chosen: Choice) -> Path:
+    """Run what is missing of an experiment's sweep, record it, draw it, tell what came out; return the file.
 
     Raises
     ------

@@ -16,13 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from parcompute.analysis.fits import Fit
-from parcompute.analysis.laws import LAWS
+from parcompute.analysis.laws import LAWS, Floats
 from parcompute.analysis.scaling import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Floats = npt.NDArray[np.float64]
 
 # Okabe & Ito (2008): told apart by every kind of colour vision; the marker tells them apart without colour.
 _KNOWN = {

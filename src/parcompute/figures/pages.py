@@ -142,11 +142,7 @@ def save_prediction(
 
 
 def save_sizes(
-    like: Sequence[Study],
-    path: Path,
-    *,
-    formats: Sequence[str] = ("png", "svg"),
-    figures: Sequence[str] | None = None,
+    like: Sequence[Study], path: Path, *, formats: Sequence[str] = ("png", "svg"), figures: Sequence[str] | None = None
 ) -> list[Path]:
     """Draw time against size over studies that differ in nothing else, if there are at least three sizes."""
     like = [study for study in like if study.kind == "strong"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from parcompute.analysis.laws import list_scheduling_bounds
 from parcompute.analysis.losses import losses
 from parcompute.analysis.simulate import ASSUMPTIONS, Costs, Prediction, block_ns
 from parcompute.analysis.studies import Study
@@ -246,8 +247,7 @@ def _chunk_sizes(study: Study) -> Panel:
             plan = Plan.cut(run.configuration.n_items, run.block_items, f"dynamic,{size}", n_workers)
             chunks_s = np.add.reduceat(blocks_s, plan.edges[:-1])
             claims.append((blocks_s.sum() + plan.n_chunks * (costs.claim + costs.result) / 1e9) / n_workers)
-            # Graham (1966): the last chunk begins at the latest when all others are done.
-            uneven.append(chunks_s.sum() / n_workers + (1 - 1 / n_workers) * chunks_s.max())
+            uneven.append(list_scheduling_bounds(chunks_s, n_workers)[1])
     return Panel(
         f"{study.experiment}, chunk size",
         captions.base_line(study),

@@ -293,10 +293,8 @@ class _Shapes(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is no part of what numbers look like")
 
 
-_PLAIN = {
-    *(("builtins", name) for name in ("bool", "int", "float", "complex")),
-    *(("numpy", name) for name in ("dtype", "generic", "ndarray")),
-}
+_PLAIN = {("builtins", name) for name in ("bool", "int", "float", "complex")}
+_PLAIN |= {("numpy", name) for name in ("dtype", "generic", "ndarray")}
 
 
 def _pickled(value: Any) -> bytes:

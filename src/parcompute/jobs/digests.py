@@ -27,23 +27,10 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, type(Ell
 _NUMBERS = {type(None), bool, int, float}
 
 # What Python writes into classes by itself; some of it depends on hashes or line numbers.
-_OF_PYTHON = frozenset(
-    [
-        "__dict__",
-        "__weakref__",
-        "__doc__",
-        "__module__",
-        "__qualname__",
-        "__firstlineno__",
-        "__static_attributes__",
-        "__annotations__",
-        "__annotate__",
-        "__annotate_func__",
-        "__annotations_cache__",
-        "__abstractmethods__",
-        "_abc_impl",
-    ]
-)
+_OF_PYTHON = {
+    "__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_attributes__",
+    "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__abstractmethods__", "_abc_impl",
+}  # fmt: skip
 
 # An array that is not contiguous is brought into order in pieces of so many bytes.
 _PIECE_BYTES = 2**22

@@ -14,6 +14,7 @@ import functools
 import itertools
 import os
 import struct
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -226,8 +227,6 @@ assert _ROW.size == CHUNK_DTYPE.itemsize
 
 def _unnamed_file() -> int:
     # It must be a regular file: on the descriptor of memfd_create the kernel does not lock the offset.
-    import tempfile  # 3 ms, that workers need not pay
-
     folder = segments.SHM_FOLDER if os.path.isdir(segments.SHM_FOLDER) else tempfile.gettempdir()
     try:
         return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)

@@ -98,9 +98,7 @@ def affinity_mask() -> set[int]:
 
 
 def cpu_bound(
-    root: str | Path = "/",
-    environ: Mapping[str, str] = os.environ,
-    affinity: Iterable[int] | None = None,
+    root: str | Path = "/", environ: Mapping[str, str] = os.environ, affinity: Iterable[int] | None = None
 ) -> Bound:
     """Find how many CPUs this process may use, and why.
 

@@ -20,19 +20,17 @@ import importlib
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from parcompute.machine import signals
 from parcompute.workers import lifeline
-
-if TYPE_CHECKING:
-    import socket
 
 METHODS = ("fork", "forkserver", "spawn")
 
@@ -216,7 +214,7 @@ def _wait(pid: int) -> tuple[int, int]:
 
 
 def _interpreter(main: str, target: str, fds: Sequence[int], environ: Mapping[str, str] | None) -> int:
-    import subprocess  # 3 ms, as socket and json below: no worker needs them, and each would load them
+    import subprocess  # 3 ms, as json below: no worker needs them
 
     module, function = main.split(":")
     program = (
@@ -251,8 +249,6 @@ class _Server:
     """
 
     def __init__(self) -> None:
-        import socket
-
         self._end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         hold(self._end)
         # The libraries that the server loads must not start threads before it forks.
@@ -279,7 +275,6 @@ class _Server:
 
     def _ask(self, question: dict[str, Any], fds: Sequence[int] = ()) -> tuple[Any, list[int]]:
         import json
-        import socket
 
         with self._lock, signals.held():
             self._n_questions += 1
@@ -319,7 +314,6 @@ def _fork_by_server(target: Callable[..., None], fds: Sequence[int]) -> Child:
 def _serve(preload: str, fds: list[int]) -> None:
     """Fork whenever asked, tell who and how it ended; leave when the parent does."""
     import json
-    import socket
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for module in preload.split(","):
@@ -360,7 +354,6 @@ def _serve(preload: str, fds: list[int]) -> None:
 
 def _answer(end: socket.socket, asked: dict[str, Any], value: Any, fds: Sequence[int] = ()) -> None:
     import json
-    import socket
 
     with contextlib.suppress(ConnectionError):  # the parent has gone: the next question will be the end
         socket.send_fds(end, [json.dumps([asked["number"], value]).encode()], fds)
