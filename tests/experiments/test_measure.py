@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parcompute import Check
-from parcompute.analysis import losses
+from parcompute.analysis.losses import losses
 from parcompute.experiments import measure
 from parcompute.experiments.measure import WrongResult, digest
 from parcompute.values.sweep import BESIDE_S, Configuration, Sweep, round_order

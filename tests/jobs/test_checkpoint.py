@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import parcompute as pc
-from parcompute.jobs import checkpoint
+from parcompute.jobs import checkpoint, checkpoint_file
 from parcompute.jobs.outputs import Field
 from parcompute.jobs.partials import Leaf
 from parcompute.machine import atomic
@@ -594,7 +594,7 @@ def test_a_checkpoint_that_another_program_has_written_to_begins_anew(serial, pa
 
 
 def test_a_large_result_is_written_in_several_records(serial, path, calls, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_RECORD_BYTES", 300)
+    monkeypatch.setattr(checkpoint_file, "_RECORD_BYTES", 300)
     expected = bits(rows(calls)(serial, checkpoint=path))
     calls.take()
     shutil.copy(path, path.with_name("copy"))

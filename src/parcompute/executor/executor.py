@@ -321,6 +321,8 @@ class Executor(CallExecutor):
             checkpoint,
             seed,
         )
+        if len(outputs.omitted) == plan.n_blocks:  # nothing is left to be combined
+            raise self._failures[0]
         result = outputs.result()
         self._note(replace(timeline, completed_ns=time.perf_counter_ns()), plan)
         return result
