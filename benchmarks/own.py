@@ -11,7 +11,7 @@ from contender import Contender, samples
 from tasks import N_WORKERS
 
 import parcompute as pc
-from parcompute.memory import segments
+from parcompute.memory import leases
 
 
 def nothing(block):
@@ -111,7 +111,7 @@ class Parcompute(Contender):
     def hand_over(self):
         """The first array of its size: nothing freed is there to be used again."""
         source = tasks.values()
-        return samples(lambda: pc.share(source), tasks.same_array(source), fresh=lambda: segments.release_kept() or ())
+        return samples(lambda: pc.share(source), tasks.same_array(source), fresh=lambda: leases.release_kept() or ())
 
     def hand_over_again(self):
         """A later array of that size, when the one before has been dropped."""
@@ -139,10 +139,10 @@ class Parcompute(Contender):
             return held - idle
 
         extra(2**20, 0)  # an idle worker is one that has worked
-        segments.release_kept()
+        leases.release_kept()
         idle = family.own_bytes()
         while True:
-            segments.release_kept()
+            leases.release_kept()
             yield extra(n_bytes // 8, idle) / n_bytes, None
 
     # --- without arrays ------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ os.environ["MPLBACKEND"] = "agg"
 # What the tests of test_stress.py do at random; repeated with the same value.
 os.environ.setdefault("PARCOMPUTE_STRESS_SEED", str(secrets.randbits(32)))
 
-from parcompute.memory import segments  # noqa: E402  # loads numpy
+from parcompute.memory import leases  # noqa: E402  # loads numpy
 
 # A shell that starts a program in the background has it ignore Ctrl-C, and what it starts in turn.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -97,7 +97,7 @@ def pytest_runtest_makereport(item, call):
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request, temporary_folder):
     """Fail a test that leaves a process, thread, descriptor, segment or temporary file behind."""
-    segments.release_kept()
+    leases.release_kept()
     before = Belongings.now(temporary_folder)
     yield
     if request.node.stash.get(FAILED, False):
@@ -143,7 +143,7 @@ def what_is_left(before, folder):
         return left
     deadline = time.monotonic() + GRACE_S
     gc.collect()  # what hangs in a reference cycle, as every caught exception does, goes now
-    segments.release_kept()  # kept for arrays to come, within a bound, and no leak
+    leases.release_kept()  # kept for arrays to come, within a bound, and no leak
     while left := own_of(Belongings.now(folder) - before):
         if (remaining := deadline - time.monotonic()) <= 0:
             break

@@ -419,7 +419,7 @@ JOBS = """
 import faulthandler, gc, json, os, random, signal, sys, threading, time, warnings
 import numpy as np, psutil
 import parcompute as pc
-from parcompute.memory import segments
+from parcompute.memory import leases
 
 warnings.filterwarnings("ignore", ".*they will take turns", UserWarning)
 warnings.simplefilter("ignore", ResourceWarning)  # Ctrl-C between open() and the line that would close it
@@ -630,7 +630,7 @@ def closed_later():
 
 def belongings():
     gc.collect()
-    segments.release_kept()
+    leases.release_kept()
     descriptors = []
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -700,7 +700,7 @@ def test_ctrl_c_at_a_random_moment_leaves_nothing(start_method, n_rounds, chance
 GROWTH = f"""{JOBS}
 def belongings(pids):
     gc.collect()
-    segments.release_kept()
+    leases.release_kept()
     sizes = [psutil.Process(pid).memory_info().rss for pid in (os.getpid(), *pids)]
     return sizes, len(os.listdir("/proc/self/fd")), threading.active_count(), len(children())
 

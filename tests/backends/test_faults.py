@@ -1365,9 +1365,9 @@ def test_results_never_change_while_later_jobs_reuse_memory(start_method):
             if rng.random() < 0.5:
                 del held[rng.integers(len(held))]
             assert all((array == value).all() for array, value in held)
-        pinned = segments.KEPT_BYTES
-        assert sum(map(len, segments._kept)) <= pinned
-        assert len(segments._kept) <= segments.KEPT_SEGMENTS
+        pinned = leases.KEPT_BYTES
+        assert sum(map(len, leases._kept)) <= pinned
+        assert len(leases._kept) <= leases.KEPT_SEGMENTS
 
 
 def test_results_in_a_forked_child_never_change_either(start_method):
@@ -1451,6 +1451,6 @@ def test_kept_memory_is_bounded_in_bytes_and_in_descriptors(monkeypatch):
     for size in (2**20, 100):
         many = [pc.share(np.ones(size + 4_096 * n, "u1")) for n in range(200)]
         del many
-        assert sum(map(len, segments._kept)) <= 2**24
-        assert len(os.listdir("/proc/self/fd")) - before <= 2 * segments.KEPT_SEGMENTS + 2
+        assert sum(map(len, leases._kept)) <= 2**24
+        assert len(os.listdir("/proc/self/fd")) - before <= 2 * leases.KEPT_SEGMENTS + 2
     assert in_use() < 2**26

@@ -335,7 +335,7 @@ def test_a_released_array_is_answered_with_what_to_do(other):
     pickled = pickle.dumps(x)
     del x
     gc.collect()
-    segments.release_kept()
+    leases.release_kept()
     with pytest.raises(ReferenceError, match=rf"shape \(10, 3\) was released.*process {os.getpid()}.*keep it alive"):
         other.run(pickle.loads, pickled)
 
@@ -385,14 +385,14 @@ def test_what_a_worker_keeps_of_an_argument_does_not_change_under_it():
 @linux
 def test_a_thousand_arrays_leave_no_descriptor_behind():
     gc.collect()
-    segments.release_kept()
+    leases.release_kept()
     before = descriptors()
     for n in range(1_000):
         x = pc.share(np.arange(100.0))
         pickle.loads(pickle.dumps(x[n % 100 :]))
     del x
     gc.collect()
-    segments.release_kept()
+    leases.release_kept()
     assert descriptors() == before
 
 
@@ -579,7 +579,7 @@ def test_a_full_file_system_is_answered_with_both_numbers(monkeypatch):
     def refuse(fd, offset, size):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    segments.release_kept()
+    leases.release_kept()
     before = descriptors()
     monkeypatch.setattr(segments.os, "posix_fallocate", refuse)
     with pytest.raises(
@@ -608,7 +608,7 @@ def without_nameless_files(monkeypatch):
             raise OSError(errno.EOPNOTSUPP, "Operation not supported")
         return really_open(path, flags, *args, **kwargs)
 
-    segments.release_kept()
+    leases.release_kept()
     monkeypatch.setattr(segments.os, "open", refusing)
 
 
@@ -632,7 +632,7 @@ def test_named_segments_that_do_not_fit_leave_no_descriptor_behind(monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     pc.share(np.ones(3))  # starts the standard library's resource tracker
-    segments.release_kept()
+    leases.release_kept()
     before = descriptors()
     monkeypatch.setattr(segments.os, "posix_fallocate", refuse)
     for _ in range(3):

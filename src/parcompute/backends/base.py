@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -120,22 +122,24 @@ class Call:
         try:
             result = self.function(*self.args, **self.kwargs)
         except BaseException as error:  # the future is where the caller looks, for SystemExit too
-            self.future.set_exception(error)
+            deliver(self.future, error=error)
             if is_ctrl_c(error):
                 raise
         else:
-            self.future.set_result(result)
+            deliver(self.future, result)
 
-    def pickled(self) -> tuple[bytes, list[Any]] | None:
-        """Pickle it, and return that and what must live until it has arrived.
+    def pickled(self, *, lent: bool = False) -> tuple[bytes, list[Any]] | None:
+        """Pickle it, and return that and what must live until it has arrived; `lent` is as for `pickling.dumps`.
 
         None if it cannot travel, which the future then says, as with `concurrent.futures`.
         """
         try:
-            return pickling.dumps((self.function, self.args, self.kwargs), "the call")
-        except Exception as error:  # whatever a __reduce__ of the caller raises
+            return pickling.dumps((self.function, self.args, self.kwargs), "the call", lent=lent)
+        except BaseException as error:  # whatever a __reduce__ of the caller raises
+            if is_ctrl_c(error):
+                raise
             if self.future.set_running_or_notify_cancel():
-                self.future.set_exception(error)
+                deliver(self.future, error=error)
             return None
 
 
@@ -143,13 +147,35 @@ def settle(future: Future[Any], returned: bool, pickled: bytes) -> None:
     """Give a future what `parcompute.workers.worker.run_call` has sent."""
     try:
         answer = pickle.loads(pickled)
-    except Exception as error:  # a result that cannot be rebuilt here
-        future.set_exception(error)
-        return
-    if returned:
-        future.set_result(answer)
-    else:
-        future.set_exception(answer.called())
+        error = None if returned else answer.called()
+    except BaseException as unbuilt:  # what is rebuilt is the user's, and may raise SystemExit, too
+        answer, error = None, unbuilt
+    deliver(future, answer, error)
+
+
+def deliver(future: Future[Any], result: Any = None, error: BaseException | None = None) -> None:
+    """Settle a future; what its callbacks raise is printed, and ends no thread of ours.
+
+    `concurrent.futures` catches what is an Exception, and not SystemExit and its like.
+    """
+    _delivering.depth = in_callback() + 1
+    try:
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _delivering.depth -= 1
+
+
+_delivering = threading.local()
+
+
+def in_callback() -> int:
+    """Whether this thread runs the callbacks of a future: nothing else is settled meanwhile."""
+    return getattr(_delivering, "depth", 0)
 
 
 class WorkerLost(RuntimeError):

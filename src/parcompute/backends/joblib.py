@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 
 from parcompute.backends import tasks
-from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, WorkerLost, settle, timeline
+from parcompute.backends.base import (
+    Call,
+    CountsDone,
+    Options,
+    StoresHere,
+    Trouble,
+    WorkerLost,
+    deliver,
+    settle,
+    timeline,
+)
 from parcompute.jobs import pickling
 from parcompute.jobs.job import Job
 from parcompute.machine import blas, signals
@@ -101,9 +111,9 @@ class Joblib(CountsDone, StoresHere):
             if (error := done.exception()) is not None:
                 lost = self._translated(error)
                 lost.__cause__ = error if lost is not error else error.__cause__
-                call.future.set_exception(lost)
+                deliver(call.future, error=lost)
             else:
-                settle(call.future, *done.result())
+                settle(call.future, *done.result()[:2])
 
         self._executor().submit(worker.run_call, pickled).add_done_callback(settled)
 

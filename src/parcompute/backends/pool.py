@@ -22,7 +22,17 @@ from typing import Any
 import numpy as np
 
 from parcompute.backends import tasks
-from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, WorkerLost, settle, timeline
+from parcompute.backends.base import (
+    Call,
+    CountsDone,
+    Options,
+    StoresHere,
+    Trouble,
+    WorkerLost,
+    deliver,
+    settle,
+    timeline,
+)
 from parcompute.backends.processes.crew import ending
 from parcompute.jobs import pickling
 from parcompute.jobs.job import Job
@@ -113,14 +123,14 @@ class Pool(CountsDone, StoresHere):
         if not future.set_running_or_notify_cancel():
             return
 
-        def settled(answer: tuple[bool, bytes]) -> None:
+        def settled(answer: tuple[bool, bytes, bool]) -> None:
             keep_alive.clear()
             if self._forget(future):
-                settle(future, *answer)
+                settle(future, *answer[:2])
 
         def failed(error: BaseException) -> None:
             if self._forget(future):
-                future.set_exception(error)
+                deliver(future, error=error)
 
         with self._news:
             self._calls.add(future)
@@ -162,7 +172,7 @@ class Pool(CountsDone, StoresHere):
             calls, self._calls = self._calls, set()
             self._open()
         for future in calls:
-            future.set_exception(error)
+            deliver(future, error=error)
 
     def _deaths(self) -> tuple[int, ...]:
         return tuple(p.exitcode for p in self._processes if p.exitcode is not None)
@@ -210,7 +220,7 @@ class Pool(CountsDone, StoresHere):
             calls, self._calls = self._calls, set()
             self._news.notify_all()
         for future in calls:
-            future.set_exception(WorkerLost("the pool was killed, by kill_workers or after Ctrl-C"))
+            deliver(future, error=WorkerLost("the pool was killed, by kill_workers or after Ctrl-C"))
 
     def _end_for_good(self) -> None:
         self._end()

@@ -1,7 +1,8 @@
 """Cut many calls of one function into batches that travel together, and give their results in order.
 
 The first batches are single calls. How long those took tells how many fit a batch that is worth its way;
-towards the end batches shrink again, so that no worker is left with a long one.
+towards the end batches shrink again, so that no worker is left with a long one. A batch that turns out long is broken
+off, and what is left of it is sent again in smaller ones: quick calls tell nothing of those that follow.
 
     iterables ──► read ──► batch, batch, batch on their way ──► results, in order
                   all at once, or as far as `buffersize` goes
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +31,13 @@ from parcompute.values.blocks import whole
 BATCH_S = 0.004
 LEAST_S = 0.0002
 
+# A batch that has taken so long is broken off after the call that it is at.
+_AT_MOST_S = 2 * BATCH_S
+
+# What a call takes is taken to be at least this share of what was known before: after long calls one quick batch is
+# not believed.
+_BELIEVED = 0.25
+
 # Batches per worker that are on their way at a time: one computes, one is there, the others tell that more will come.
 _AHEAD = 4
 
@@ -46,6 +55,8 @@ class _Batch:
     items: Sequence[Any]
     future: Future[Any]
     sent_s: float  # that it took to send them
+    ended: bool = False  # and counted
+    rest: Sequence[_Batch] = ()  # what it was broken off before, sent again
 
 
 class Batches:
@@ -84,7 +95,7 @@ class Batches:
         self._more = True  # in the source
         self._items: list[Any] = []  # read and not sent, the next one last
         self._unyielded = 0
-        self._ended_calls, self._ended_s = 0, 0.0
+        self._call_s = BATCH_S  # that a call takes; nothing is known of the first
         self._largest, self._largest_s = 0, 0.0  # of the batches that have ended
         self._in_flight = 0
         self._feeding = self._finished = False
@@ -120,6 +131,16 @@ class Batches:
             self.stop(CancelledError())
             for batch in self._batches:
                 batch.future.cancel()
+
+    def join(self) -> None:
+        """Return when all that was read has been sent and has ended, or the map was stopped."""
+        with signals.heard(), self._changed:
+            signals.wait(functools.partial(self._changed.wait_for, lambda: self.done))
+
+    @property
+    def done(self) -> bool:
+        """Whether no call is on its way or to be sent."""
+        return self._stopped is not None or not (self._items or self._feeding or self._in_flight)
 
     @signals.heard()
     def finish(self) -> None:
@@ -169,6 +190,9 @@ class Batches:
         except BaseException:
             batch.future.cancel()  # a deadline has passed, or Ctrl-C: it is off the row already
             raise
+        with self._changed:  # by the thread that has settled it
+            signals.wait(functools.partial(self._changed.wait_for, lambda: batch.ended))
+            self._batches.extendleft(reversed(batch.rest))
         return answer.results, answer.failure
 
     # --- the calls -----------------------------------------------------------------------------------------
@@ -196,7 +220,7 @@ class Batches:
             self._feeding = True
             try:
                 while self._items and (self._finished or self._in_flight < self._n_workers * self._ahead):
-                    size = self._size()
+                    size = self._size(len(self._items))
                     if self._more and self._in_flight and not self._finished and size < self._least():
                         break  # more will have been read when one of those ends
                     taken = self._items[-size:]
@@ -220,14 +244,12 @@ class Batches:
 
     def _send(self, items: Sequence[Any]) -> _Batch:
         started_s = time.perf_counter()
-        future = self._submit(_each, self._function, self._starred, items)
+        at_most_s = _AT_MOST_S if self._chunksize is None else float("inf")
+        future = self._submit(_each, self._function, self._starred, items, at_most_s)
         batch = _Batch(items, future, time.perf_counter() - started_s)
         self._in_flight += 1
         future.add_done_callback(functools.partial(self._ended, batch))
         return batch
-
-    def _call_s(self) -> float:
-        return max(self._ended_s / self._ended_calls, 1e-9) if self._ended_calls else BATCH_S
 
     @property
     def _ahead(self) -> int:
@@ -235,27 +257,46 @@ class Batches:
         return _AHEAD if self._largest_s >= LEAST_S or self._chunksize is not None else 1
 
     def _least(self) -> int:
-        return 1 if self._chunksize is not None else int(LEAST_S / self._call_s())
+        return 1 if self._chunksize is not None else int(LEAST_S / self._call_s)
 
-    def _size(self) -> int:
-        left = len(self._items)
+    def _size(self, left: int) -> int:
         if self._chunksize is not None:
             return min(left, self._chunksize)
         shared = max(left // (_SHARE * self._n_workers), self._least())
-        return max(1, min(left, shared, int(BATCH_S / self._call_s()), _GROWTH * self._largest))
+        return max(1, min(left, shared, int(BATCH_S / self._call_s), _GROWTH * self._largest))
 
     def _ended(self, batch: _Batch, future: Future[Any]) -> None:
         with self._changed:
-            self._in_flight -= 1
             if not future.cancelled() and future.exception() is None:
-                n, run_s = len(batch.items), future.result().run_s
-                # What it takes to send one call tells little of many; of two or more it is mostly theirs.
-                sent_s = batch.sent_s - (LEAST_S if n > 1 else BATCH_S)
-                self._ended_calls += n
-                self._ended_s += max(run_s, sent_s)
-                self._largest, self._largest_s = max(self._largest, n), max(self._largest_s, run_s, sent_s)
-                batch.items = ()
+                self._count(batch, future.result())
+            self._in_flight -= 1
+            batch.ended = True
+            self._changed.notify_all()
         self._feed()
+        if self.done:  # not only when the garbage collector looks for circles
+            self._function.let_go()
+
+    def _count(self, batch: _Batch, answer: _Answer) -> None:
+        """Learn from a batch how long calls take, and send again what it was broken off before."""
+        items, n, run_s = batch.items, len(answer.results) + (answer.failure is not None), answer.run_s
+        batch.items = ()
+        # What it takes to send one call tells little of many; of two or more it is mostly theirs.
+        sent_s = batch.sent_s - (LEAST_S if n > 1 else BATCH_S)
+        # Of a batch that was broken off, the last call has taken all that is above the limit.
+        call_s = max(run_s / n, sent_s / n, run_s - _AT_MOST_S, 1e-9)
+        self._call_s = max(call_s, _BELIEVED * self._call_s if self._largest else 0.0)
+        self._largest, self._largest_s = max(self._largest, n), max(self._largest_s, run_s, sent_s)
+        if n == len(items) or answer.failure is not None or self._stopped is not None:
+            return
+        rest, pieces = items[n:], []
+        try:
+            while rest:
+                size = self._size(len(rest))
+                pieces.append(self._send(rest[:size]))
+                rest = rest[size:]
+        except Exception as error:  # the executor has gone
+            self.stop(error)
+        batch.rest = pieces
 
 
 def _left(deadline: float | None) -> float | None:
@@ -274,11 +315,13 @@ class _Function:
             self._pickled = pickling.dumps((self.function, (), {}), "the function")
         return _arrived, (self._pickled[0],)
 
+    def let_go(self) -> None:
+        """Let go of the arrays that travel with it; sent again, it is pickled again."""
+        self._pickled = None
 
-# The batches of one map bring the same function again and again.
-@functools.lru_cache(maxsize=4)
+
 def _arrived(pickled: bytes) -> _Function:
-    return _Function(pickling.loads(pickled)[0])
+    return _Function(pickling.loads_again(pickled)[0])
 
 
 @dataclass(eq=False)
@@ -293,39 +336,46 @@ class _Answer:
         results, failure = self.results, self.failure
         try:
             pickled = pickling.dumps_back(results)
-        except Exception as error:  # one of them cannot travel; those before it do
+        except BaseException as error:  # one of them cannot travel; those before it do
+            if is_ctrl_c(error):
+                raise
             results = list(itertools.takewhile(_can_travel, results))
             pickled, failure = pickling.dumps_back(results), Failure.before_blocks(error)
         return _unpacked, (pickled, failure, self.run_s)
 
 
 def _unpacked(pickled: bytes, failure: Failure | None, run_s: float) -> _Answer:
-    return _Answer(pickling.loads(pickled), failure, run_s)
+    return _Answer(pickle.loads(pickled), failure, run_s)
 
 
 def _can_travel(result: Any) -> bool:
     try:
         pickling.dumps_back(result)
-    except Exception:
+    except BaseException:  # of the user's __reduce__
         return False
     return True
 
 
-def _each(function: _Function, starred: bool, items: Sequence[Any]) -> _Answer:
-    """Call a function with each item, or with the arguments that each item is."""
-    call = function.function
+def _each(function: _Function, starred: bool, items: Sequence[Any], at_most_s: float) -> _Answer:
+    """Call a function with each item, or with the arguments that each item is, until it has taken so long."""
+    call, clock = function.function, time.perf_counter
     results: list[Any] = []
     failure = None
-    started_s = time.perf_counter()
+    started_s = clock()
+    until_s = started_s + at_most_s
     try:
         if starred:
             for args in items:
                 results.append(call(*args))
+                if clock() > until_s:
+                    break
         else:
             for item in items:
                 results.append(call(item))
+                if clock() > until_s:
+                    break
     except BaseException as error:
         if is_ctrl_c(error):
             raise
         failure = Failure.before_blocks(error)
-    return _Answer(results, failure, time.perf_counter() - started_s)
+    return _Answer(results, failure, clock() - started_s)

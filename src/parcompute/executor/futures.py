@@ -27,17 +27,30 @@ from parcompute.backends import base
 from parcompute.executor.batches import Batches
 from parcompute.machine import signals
 
-# At the end of the program, what was submitted is finished first, as concurrent.futures does it.
+# At the end of the program, what was submitted is finished first, as concurrent.futures does it: whether its executor
+# was shut down without waiting, was dropped, or is still there.
 _open: weakref.WeakSet[CallExecutor] = weakref.WeakSet()
+_closing: set[CallExecutor] = set()  # by a thread that waits for what their maps have not sent
+_leaving: weakref.WeakSet[base.Backend] = weakref.WeakSet()  # their threads have them as long as there are calls
 
 
-@atexit.register
-def _close_all() -> None:
-    for executor in list(_open):
-        if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):  # the user does not want to wait
-            executor.kill_workers()
-        else:
+def _finish_all() -> None:
+    wanted = not isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)  # else the user does not want to wait
+    for executor in [*_open, *_closing]:
+        if wanted:
             executor.shutdown()
+        else:
+            executor.kill_workers()
+    for backend in list(_leaving):
+        if wanted:
+            backend.close(wait=True)
+        else:
+            backend.kill()
+
+
+# Before `threading` waits for its threads, and before `multiprocessing` ends its processes: what concurrent.futures
+# uses itself.
+getattr(threading, "_register_atexit", atexit.register)(_finish_all)
 
 
 class CallExecutor(futures.Executor):
@@ -134,12 +147,28 @@ class CallExecutor(futures.Executor):
             Cancel the calls that have not begun.
         """
         self._close(cancel_futures)
-        if self._pid == os.getpid():
-            try:
-                self._backend.close(wait=wait)
-            except KeyboardInterrupt:
-                self._backend.kill()
-                raise
+        if self._pid != os.getpid():
+            return
+        wait = wait and not base.in_callback()  # which would wait for the thread that it runs in
+        try:
+            if wait or all(batches.done for batches in list(self._maps)):
+                self._close_backend(wait)
+            elif self not in _closing:
+                _closing.add(self)
+                threading.Thread(
+                    target=self._close_backend, args=(False,), name="parcompute-close", daemon=True
+                ).start()
+        except KeyboardInterrupt:
+            self._backend.kill()
+            raise
+
+    def _close_backend(self, wait: bool) -> None:
+        """End the workers once the maps have sent all their calls: a batch may be broken off, and sent again."""
+        for batches in list(self._maps):
+            batches.join()
+        _leaving.add(self._backend)
+        self._backend.close(wait=wait)
+        _closing.discard(self)
 
     def kill_workers(self) -> None:
         """End the workers now; what they run raises `WorkerLost`, and what has not begun is cancelled.

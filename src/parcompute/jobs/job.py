@@ -258,7 +258,7 @@ class Failure:
     def __reduce__(self) -> Any:
         try:
             pickled = cloudpickle.dumps(self.exception)
-        except Exception:
+        except BaseException:  # as above: of the user
             pickled = b""
         return _arrived, (self.block, self.kernel, self.message, self.text, pickled)
 
@@ -299,6 +299,6 @@ def _in_words(error: BaseException) -> str:
 def _arrived(block: Block | None, kernel: str, message: str, text: str, pickled: bytes) -> Failure:
     try:
         exception = pickle.loads(pickled) if pickled else None
-    except Exception:  # many exceptions pickle well and cannot be rebuilt from their args
+    except BaseException:  # many exceptions pickle well and cannot be rebuilt from their args; it is the user's code
         exception = None
     return Failure(block, kernel, message, text, exception if isinstance(exception, BaseException) else None, True)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import io
 import os
 import pickle
 import sys
-from collections.abc import Callable
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType
 from typing import Any
 
 import cloudpickle
 import numpy as np
 
-from parcompute.memory import shared, sources
+from parcompute.memory import segments, shared, sources
 
 # A plain array of more bytes is shared instead of sent; below, a pickle costs less than a segment.
 SHARE_ABOVE = 2**20
@@ -25,8 +28,6 @@ _FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRan
 
 # Says how an array-like value travels, as `sources.refer` does.
 Refer = Callable[[Any], tuple[Any, Any] | None]
-
-_refer: Refer = functools.partial(sources.refer, share_above=SHARE_ABOVE)
 
 
 class CannotTravel(TypeError):
@@ -51,28 +52,37 @@ def _code(filename: str, make: Callable[..., CodeType], args: tuple[Any, ...]) -
 
 
 class _Pickler(_CodePickler):
-    """Sends big arrays as references, wherever in the object graph they sit."""
+    """Sends big arrays as references, wherever in the object graph they sit, and plain ones in an arena for all."""
 
-    def __init__(self, file: io.BytesIO, refer: Refer | None = None) -> None:
+    def __init__(self, file: io.BytesIO, refer: Refer = sources.refer, *, private: bool, share_above: int) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self.keep_alive: list[Any] = []
-        self._refer = refer or _refer
+        self.arena = shared.Arena()
+        self._refer, self._private, self._share_above = refer, private, share_above
 
     def reducer_override(self, obj: Any) -> Any:
         # Unlike persistent_id, this is not called for plain numbers, text and containers.
         # cloudpickle would send what is left to read of a text file, which is never what was meant.
         if isinstance(obj, _FILES) and obj not in (sys.stdout, sys.stderr):
             raise TypeError(f"cannot pickle the open file {getattr(obj, 'name', '')!r}")
-        referred = self._refer(obj)
-        if referred is None:
-            return super().reducer_override(obj)
-        where, keep_alive = referred
-        self.keep_alive += [obj, keep_alive]
-        return sources.open_reference, (where,)
+        if (referred := self._refer(obj)) is not None:
+            where, keep_alive = referred
+            self.keep_alive += [obj, keep_alive]
+            if self._private and not isinstance(where, sources.DatasetReference) and not where.writeable:
+                where = where._replace(private=True)
+            return _opened, (where,)
+        if sources.is_plain(obj, above=self._share_above):
+            return _of_arena, self.arena.add(obj)
+        return super().reducer_override(obj)
 
 
-def dumps(value: Any, name: str, refer: Refer | None = None) -> tuple[bytes, list[Any]]:
+def dumps(
+    value: Any, name: str, refer: Refer = sources.refer, *, share_above: int = SHARE_ABOVE, lent: bool = False
+) -> tuple[bytes, list[Any]]:
     """Pickle a value for the workers; arrays in shared memory or files, and big ones, as references.
+
+    A call may write to its arguments, whatever their size: it gets arrays that are copied where it does. Those of a job
+    are read-only.
 
     Parameters
     ----------
@@ -80,8 +90,13 @@ def dumps(value: Any, name: str, refer: Refer | None = None) -> tuple[bytes, lis
         A job, or function, args and kwargs of a call.
     name : str
         What to call it in an error.
-    refer : callable, optional
-        Says how arrays travel; None shares the big ones.
+    refer : callable
+        Says which arrays travel as references to what they lie on.
+    share_above : int
+        Plain arrays of more bytes are copied into shared memory, where there is room for a segment.
+    lent : bool
+        Whether the receiver says when it has let go of the arrays. Otherwise they are not used again for others: a call
+        may keep what it was given, in a variable of its module say.
 
     Returns
     -------
@@ -95,22 +110,55 @@ def dumps(value: Any, name: str, refer: Refer | None = None) -> tuple[bytes, lis
     CannotTravel
         Naming the object.
     """
-    file = io.BytesIO()
-    pickler = _Pickler(file, refer)
     # In a process that multiprocessing has started, the user's main module has this name, and no worker has it.
     if (main := sys.modules.get("__mp_main__")) is not None:
         cloudpickle.register_pickle_by_value(main)
+    if not segments.descriptors_left():
+        share_above = sys.maxsize
+    file = io.BytesIO(bytes(_PREFIX))
+    file.seek(_PREFIX)
+    pickler = _Pickler(file, refer, private=isinstance(value, tuple), share_above=share_above)
     try:
         pickler.dump(value)
     except CannotTravel:  # a part that was pickled for itself
         raise
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
         raise CannotTravel(f"{name} cannot travel to a worker: {_culprit(value) or error}") from error
-    if isinstance(value, tuple):  # a call may keep what it was given, in a variable of its module say
-        for array in pickler.keep_alive:
-            if isinstance(array, np.ndarray) and (segment := shared.segment_of(array)) is not None:
-                segment.exported = True
-    return file.getvalue(), pickler.keep_alive
+    try:
+        arena = pickler.arena.fill()
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        return dumps(value, name, refer, share_above=sys.maxsize, lent=lent)
+    keep_alive = pickler.keep_alive
+    if arena is not None:
+        keep_alive.append(arena)
+        where = shared.reference(arena, writeable=False)
+        assert where is not None
+        at = file.tell()
+        pickle.dump(where._replace(private=isinstance(value, tuple)), file)
+        file.seek(0)
+        file.write(at.to_bytes(_PREFIX, "little"))
+    if isinstance(value, tuple) and not lent:
+        export(keep_alive)
+    return file.getvalue(), keep_alive
+
+
+# The message begins with the place of the arena's reference, which is known last; 0 without an arena.
+_PREFIX = 8
+
+
+def export(arrays: Iterable[Any]) -> None:
+    """Note of arrays that others may go on looking at them."""
+    for segment in segments_of(arrays):
+        segment.exported = True
+
+
+def segments_of(arrays: Iterable[Any]) -> Iterator[segments.Segment]:
+    """Yield the segments on which arrays lie; what is no array, or lies in private memory, is left out."""
+    for array in arrays:
+        if isinstance(array, np.ndarray) and (segment := shared.segment_of(array)) is not None:
+            yield segment
 
 
 class _ResultPickler(_CodePickler):
@@ -129,9 +177,58 @@ def dumps_back(result: Any) -> bytes:
     return file.getvalue()
 
 
+class _Reading(threading.local):
+    """The messages that a thread is reading, the innermost last: the arena of each, and what it has opened."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[Any, list[Any]]] = []
+
+
+_reading = _Reading()
+
+
+def _of_arena(*place: Any) -> Any:
+    return shared.taken_from(_reading.messages[-1][0], *place)
+
+
+def _opened(where: Any) -> Any:
+    array = sources.open_reference(where)
+    _reading.messages[-1][1].append(array)
+    return array
+
+
 def loads(pickled: bytes) -> Any:
-    """Return what `dumps` has pickled; referred arrays are read-only."""
-    return pickle.loads(pickled)
+    """Return what `dumps` has pickled."""
+    return loads_watched(pickled)[0]
+
+
+def loads_watched(pickled: bytes) -> tuple[Any, list[weakref.ref[segments.Segment]]]:
+    """Return what `dumps` has pickled, and the segments on which its arrays lie, to see when they have gone."""
+    message = memoryview(pickled)
+    at = int.from_bytes(message[:_PREFIX], "little")
+    opened: list[Any] = [shared.attach(pickle.loads(message[at:])).view(np.ndarray)] if at else []
+    _reading.messages.append((opened[0] if at else None, opened))
+    try:
+        value = pickle.loads(message[_PREFIX : at or None])
+    finally:
+        _reading.messages.pop()
+    return value, [weakref.ref(segment) for segment in segments_of(opened)]
+
+
+@functools.lru_cache(maxsize=4)
+def loads_again(pickled: bytes) -> Any:
+    """Return what `dumps` has pickled, the same object if it has come just before: until `forget_loaded`."""
+    return loads(pickled)
+
+
+def remembers() -> bool:
+    """Whether `loads_again` has anything to forget."""
+    return loads_again.cache_info().currsize > 0
+
+
+def forget_loaded() -> None:
+    """Let go of what `loads_again` has returned."""
+    loads_again.cache_clear()
 
 
 def _culprit(value: Any) -> str:
@@ -152,7 +249,7 @@ def _culprit(value: Any) -> str:
     candidates |= {f"kwargs[{n!r}]": v for n, v in kwargs.items()}
     for name, candidate in candidates.items():
         try:
-            _Pickler(io.BytesIO()).dump(candidate)
+            _Pickler(io.BytesIO(), private=False, share_above=SHARE_ABOVE).dump(candidate)
         except Exception as error:
             return f"{name}, a {type(candidate).__name__}, cannot be pickled ({error}); create it inside the kernel"
     return ""

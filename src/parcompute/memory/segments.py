@@ -1,24 +1,20 @@
-"""Shared memory itself: made without a name, found through its creator's descriptors, kept for reuse.
+"""Shared memory itself: made without a name, found through its creator's descriptors.
 
 A segment has no name at any moment, so nothing is left in /dev/shm even if every process of a program is
 killed at once (docs/decisions/0002-nameless-segments.md). Where the system knows no such files, a segment is
 a `multiprocessing.shared_memory.SharedMemory` with one owner, who removes its name.
-
-    made ──► on loan, to the arrays on it ──► free ──► kept ──► on loan again, to arrays of about the size
-                     │                          └────► dropped, if it was exported or too much is kept
-                     └ exported: its reference went to someone of whom we do not know when they have done
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import errno
 import mmap
 import os
+import resource
 import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -33,6 +29,7 @@ SHM_FOLDER = "/dev/shm"
 # Reading the cgroup files costs about 0.2 ms, as much as touching 1 MiB of fresh shared pages.
 _CHECK_MEMORY_ABOVE = 16 * 2**20
 _unchecked_bytes = 0  # so many may be taken without looking again
+may_keep = 0  # of freed segments, as long as nobody has looked how much memory there is
 
 # What is not shared memory takes from the same limit: the next megabytes of Python and of the workers.
 _FOR_OTHERS = 8 * 2**20
@@ -72,9 +69,16 @@ class Reference(NamedTuple):
     strides: tuple[int, ...]
     dtype: np.dtype[Any]
     writeable: bool
+    private: bool = False  # a copy on write: what is written to it is nobody else's
 
 
 _S = TypeVar("_S", bound="Segment")
+
+# Bytes, and the place in a segment that they go to.
+Contents = Sequence[tuple[int, memoryview]]
+
+# Until Python 3.13 a mapping holds a second descriptor of its own.
+DESCRIPTORS_EACH = 1 if sys.version_info >= (3, 13) else 2
 
 
 class Segment(mmap.mmap):
@@ -87,31 +91,32 @@ class Segment(mmap.mmap):
     inode: int
     address: int
     exported: bool  # others than the workers of an executor may see it, for as long as they like
+    private: bool
     _owned: SharedMemory | None
 
     @classmethod
-    def _map(cls: type[_S], fd: int, n_bytes: int, writeable: bool) -> _S:
-        prot = mmap.PROT_READ | (mmap.PROT_WRITE if writeable else 0)
-        # From Python 3.13 on a mapping need not hold a second descriptor of its own.
-        options = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-        segment = cls(fd, n_bytes, flags=mmap.MAP_SHARED, prot=prot, **options)
+    def _map(cls: type[_S], fd: int, n_bytes: int, writeable: bool, private: bool = False) -> _S:
+        prot = mmap.PROT_READ | (mmap.PROT_WRITE if writeable or private else 0)
+        options = {"trackfd": False} if DESCRIPTORS_EACH == 1 else {}
+        flags = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
+        segment = cls(fd, n_bytes, flags=flags, prot=prot, **options)
         status = os.fstat(fd)
         segment.device, segment.inode = status.st_dev, status.st_ino
         segment.address = np.frombuffer(segment, np.uint8).__array_interface__["data"][0]
         segment.descriptor, segment.name, segment._owned = -1, "", None
-        segment.exported = False
+        segment.exported, segment.private = False, private
         return segment
 
     @classmethod
-    def create(cls, n_bytes: int, content: memoryview | None = None) -> Segment:
+    def create(cls, n_bytes: int, contents: Contents = ()) -> Segment:
         """Make a segment whose pages are reserved, so that writing to it cannot fail later.
 
         Parameters
         ----------
         n_bytes : int
             Size.
-        content : memoryview, optional
-            What to fill it with. Writing to the file is faster than to fresh pages of a mapping.
+        contents : sequence of (int, memoryview)
+            What to write where. Writing to the file is faster than to fresh pages of a mapping.
 
         Raises
         ------
@@ -119,26 +124,16 @@ class Segment(mmap.mmap):
             If the file system or the memory limit leaves too little.
         """
         n_bytes = max(1, n_bytes)
-        try:
-            return cls._create(n_bytes, content)
-        except (SharedMemoryFull, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in (errno.EMFILE, errno.ENFILE):
-                raise
-            release_kept()
-            return cls._create(n_bytes, content)
-
-    @classmethod
-    def _create(cls, n_bytes: int, content: memoryview | None) -> Segment:
         _require_memory(n_bytes)
         file = _File()
         try:
             with signals.held():
                 fd, owned = file.fd, file.owned = _open_new(n_bytes)
             if owned is None:
-                _reserve(fd, n_bytes, content)
+                _reserve(fd, n_bytes, contents)
             segment = cls._map(fd, n_bytes, writeable=True)
-            if owned is not None and content is not None:
-                segment[:] = content
+            if owned is not None:
+                segment.fill(contents)
             segment.pid, segment.descriptor, segment._owned = os.getpid(), fd, owned
             segment.name = owned.name if owned is not None and sys.platform != "linux" else ""
             # Not __del__, which at interpreter exit may run after the modules it needs are gone.
@@ -149,29 +144,34 @@ class Segment(mmap.mmap):
         _mapped[segment.inode, True] = segment
         return segment
 
+    def fill(self, contents: Contents) -> None:
+        """Write each content to its place."""
+        for at, content in contents:
+            self[at : at + len(content)] = content
+
     @classmethod
-    def attach(cls, reference: Reference, *, writeable: bool) -> Segment:
-        """Map the segment of a reference in this process; again and again it is the same mapping.
+    def attach(cls, reference: Reference, *, writeable: bool, private: bool = False) -> Segment:
+        """Map the segment of a reference in this process; again and again it is the same mapping, unless it is private.
 
         Raises
         ------
         ReferenceError
             If the creator has released the array or ended.
         """
-        known = _mapped.get((reference.inode, writeable))
+        known = None if private else _mapped.get((reference.inode, writeable))
         if known is not None and known.device == reference.device:
             return known
         if reference.name:  # no /proc here: the name is the reference
             holder = _shared_memory(reference.name)
             try:
-                segment = cls._map(holder._fd, reference.segment_bytes, writeable)  # type: ignore[attr-defined]
+                segment = cls._map(holder._fd, reference.segment_bytes, writeable, private)  # type: ignore[attr-defined]
             finally:
                 holder.close()
         else:
             try:
                 fd = os.open(
                     f"/proc/{reference.pid}/fd/{reference.descriptor}",
-                    (os.O_RDWR if writeable else os.O_RDONLY) | os.O_CLOEXEC,
+                    (os.O_RDWR if writeable and not private else os.O_RDONLY) | os.O_CLOEXEC,
                 )
             except OSError as error:
                 raise _released(reference) from error
@@ -179,14 +179,15 @@ class Segment(mmap.mmap):
                 status = os.fstat(fd)
                 if (status.st_dev, status.st_ino) != (reference.device, reference.inode):
                     raise _released(reference)
-                segment = cls._map(fd, reference.segment_bytes, writeable)
+                segment = cls._map(fd, reference.segment_bytes, writeable, private)
             finally:
                 os.close(fd)
         # What is attached stays the creator's: pickled again, it goes out under the creator's reference.
         segment.pid, segment.descriptor, segment.name = reference.pid, reference.descriptor, reference.name
-        _mapped[segment.inode, writeable] = segment
-        if _held is not None:
-            _held[segment.inode, writeable] = segment
+        if not private:
+            _mapped[segment.inode, writeable] = segment
+            if _holding:
+                _held[segment.inode, writeable] = segment
         return segment
 
 
@@ -194,128 +195,39 @@ class Segment(mmap.mmap):
 _mapped: weakref.WeakValueDictionary[tuple[int, bool], Segment] = weakref.WeakValueDictionary()
 
 
-# ── segments on loan, and kept ────────────────────────────────────────────────────────────────────────
-
-# Freed segments of up to so many bytes in all are kept: fresh shared pages cost ten times the copy into them.
-KEPT_BYTES = 2**30
-_may_keep = 0  # of them, as long as nobody has looked how much memory there is
-
-# And up to so many: each has one or two descriptors here, and as many in each worker that has seen it.
-KEPT_SEGMENTS = 64
-
-# A kept segment serves arrays that fill at least this share of it.
-_FILL = 0.8
-
-
-class Lease(np.ndarray[Any, np.dtype[np.uint8]]):
-    """All bytes of a segment, and the base of every array on it: when this ends, the segment is free."""
-
-    segment: Segment
-
-
-_kept: collections.deque[Segment] = collections.deque()
-# Weak: Ctrl-C may come just before `_give_back`, in the finalizer, where Python forgets it; then the segment ends.
-_leased: set[weakref.ref[Segment]] = set()
-
-
-def lease(n_bytes: int, content: memoryview | None = None) -> Lease:
-    """Return the bytes of a segment, one that was kept if it fits."""
-    if (segment := _reused(n_bytes)) is None:
-        segment = Segment.create(n_bytes, content)
-    elif content is not None:
-        segment[: len(content)] = content
-    loan = Lease((len(segment),), np.uint8, segment)
-    loan.segment = segment
-    weakref.finalize(loan, _give_back, segment).atexit = False
-    _leased.add(weakref.ref(segment))
-    return loan
-
-
-def is_kept(n_bytes: int) -> bool:
-    """Whether a segment is kept that would serve as many bytes."""
-    return any(_fits(n_bytes, segment) for segment in list(_kept))
-
-
-def _fits(n_bytes: int, segment: Segment) -> bool:
-    return n_bytes <= len(segment) <= max(n_bytes / _FILL, mmap.PAGESIZE)
-
-
-def _reused(n_bytes: int) -> Segment | None:
-    for segment in list(_kept):
-        if _fits(n_bytes, segment):
-            with contextlib.suppress(ValueError):  # another thread has just taken it
-                _kept.remove(segment)
-                return segment
-    return None
-
-
-def _give_back(segment: Segment) -> None:
-    # Called by the garbage collector, in any thread at any line: no locks, only steps that are atomic.
-    _leased.discard(weakref.ref(segment))
-    if segment.pid != os.getpid():
-        return
-    if segment.exported:
-        _dropped.append(segment.inode)  # others may look at its pages, but the workers let go of them
-        return
-    _kept.append(segment)
-    while len(_kept) > KEPT_SEGMENTS or sum(map(len, list(_kept))) > _may_keep:
-        try:
-            _drop(_kept.popleft())
-        except IndexError:
-            return
-
-
-def _drop(segment: Segment) -> None:
-    """Give the pages back now, though workers may still map them: nobody looks at them any more."""
-    if hasattr(mmap, "MADV_REMOVE"):
-        segment.madvise(mmap.MADV_REMOVE)
-    _dropped.append(segment.inode)
-
-
-def release_kept() -> None:
-    """Let go of all memory that is kept for arrays to come."""
-    while _kept:
-        try:
-            _drop(_kept.popleft())
-        except IndexError:
-            return
-
-
-def _before_fork() -> None:
-    # The child sees all arrays of now for as long as it likes.
-    for leased in _leased.copy():  # in one step, whatever other threads and the garbage collector do
-        if (segment := leased()) is not None:
-            segment.exported = True
-
-
-os.register_at_fork(before=_before_fork, after_in_child=_kept.clear)
+def descriptors_left() -> bool:
+    """Whether one more segment leaves half of the descriptors that this process may have to the rest of the program."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return limit == resource.RLIM_INFINITY or DESCRIPTORS_EACH * (len(_mapped) + 1) <= limit // 2
 
 
 # ── mappings that a worker holds from job to job ──────────────────────────────────────────────────────
 
-# The inodes of dropped segments, the newest of them: what a worker still maps costs address space only.
-_dropped: collections.deque[int] = collections.deque(maxlen=4096)
-
-_held: dict[tuple[int, bool], Segment] | None = None
+_held: dict[tuple[int, bool], Segment] = {}
+_holding = False
 
 
-def hold_mappings() -> None:
-    """Keep what is attached in this process mapped, until `release_mappings`."""
-    global _held
-    _held = {}
+@contextlib.contextmanager
+def holding() -> Iterator[None]:
+    """Keep what is attached in the body mapped, until `release_mappings`."""
+    global _holding
+    _holding = True
+    try:
+        yield
+    finally:
+        _holding = False
 
 
 def release_mappings(inodes: Iterable[int]) -> None:
     """Let go of the segments with these inodes."""
     for inode in inodes:
         for writeable in (False, True):
-            if _held is not None:
-                _held.pop((inode, writeable), None)
+            _held.pop((inode, writeable), None)
 
 
-def dropped() -> tuple[int, ...]:
-    """Return the inodes of the segments that were dropped last."""
-    return tuple(_dropped)
+def gone(inodes: Iterable[int]) -> set[int]:
+    """Return those of these segments that this process has no more, so that nobody needs to have them mapped."""
+    return {inode for inode in inodes if not ((inode, True) in _mapped or (inode, False) in _mapped)}
 
 
 def _shared_memory(*args: Any, **options: Any) -> SharedMemory:
@@ -341,14 +253,14 @@ def _open_new(n_bytes: int) -> tuple[int, SharedMemory | None]:
     return fd, owned
 
 
-def _reserve(fd: int, n_bytes: int, content: memoryview | None = None) -> None:
+def _reserve(fd: int, n_bytes: int, contents: Contents) -> None:
     try:
-        if content is None:
+        for at, content in contents:
+            written = 0
+            while written < len(content):  # one call writes 2 GiB at most
+                written += os.pwrite(fd, content[written:], at + written)
+        if sum(len(content) for _, content in contents) < n_bytes:
             os.posix_fallocate(fd, 0, n_bytes)
-            return
-        written = 0
-        while written < n_bytes:  # one call writes 2 GiB at most
-            written += os.pwrite(fd, content[written:], written)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.ENOMEM):
             raise
@@ -360,7 +272,7 @@ def _reserve(fd: int, n_bytes: int, content: memoryview | None = None) -> None:
 
 def _require_memory(n_bytes: int) -> None:
     """Refuse what the control group's memory limit would answer with SIGKILL."""
-    global _unchecked_bytes, _may_keep
+    global _unchecked_bytes, may_keep
     if n_bytes <= _unchecked_bytes:
         _unchecked_bytes -= n_bytes
         return
@@ -371,7 +283,7 @@ def _require_memory(n_bytes: int) -> None:
     if left < 0:
         raise SharedMemoryFull(n_bytes, available.n, f"{available.reason}; raise the limit or use smaller arrays")
     _unchecked_bytes = min(left, _CHECK_MEMORY_ABOVE)
-    _may_keep = min(KEPT_BYTES, available.n // 8)  # a small limit is not to be filled with what nobody uses
+    may_keep = available.n // 8  # a small limit is not to be filled with what nobody uses
 
 
 class _File:

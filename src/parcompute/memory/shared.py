@@ -16,9 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from parcompute.memory.segments import Lease, Reference, Segment, SharedMemoryFull, lease
+from parcompute.memory.leases import Lease, lease
+from parcompute.memory.segments import Reference, Segment, SharedMemoryFull
 
-__all__ = ["Reference", "SharedArray", "SharedMemoryFull", "attach", "reference", "segment_of", "share"]
+__all__ = ["Arena", "Reference", "SharedArray", "SharedMemoryFull", "attach", "reference", "segment_of", "share"]
 
 
 class SharedArray(np.ndarray[Any, np.dtype[Any]]):
@@ -117,7 +118,7 @@ def share(array: npt.ArrayLike) -> SharedArray:
     if source.nbytes and (source.flags.c_contiguous or order == "F"):
         _refuse_objects(source.dtype)
         content = memoryview(source.ravel(order="K").view(np.uint8).data)
-        return SharedArray(source.shape, source.dtype, lease(source.nbytes, content), order=order)
+        return SharedArray(source.shape, source.dtype, lease(source.nbytes, [(0, content)]), order=order)
     target = SharedArray.empty(source.shape, source.dtype, order)
     np.copyto(target, source, casting="no")
     return target
@@ -126,7 +127,7 @@ def share(array: npt.ArrayLike) -> SharedArray:
 def reference(array: npt.NDArray[Any], *, writeable: bool | None = None) -> Reference | None:
     """Return where an array lies if all of it lies in shared memory, else None."""
     segment = segment_of(array)
-    if segment is None:
+    if segment is None or segment.private:
         return None
     return Reference(
         segment.pid,
@@ -162,9 +163,57 @@ def attach(where: Reference) -> SharedArray:
     ReferenceError
         If the creator has released the array or ended.
     """
-    segment = Segment.attach(where, writeable=where.writeable)
+    segment = Segment.attach(where, writeable=where.writeable, private=where.private)
     array = SharedArray(where.shape, where.dtype, segment, where.offset, where.strides)
-    array.flags.writeable = where.writeable
+    array.flags.writeable = where.writeable or where.private
+    return array
+
+
+class Arena:
+    """Copies of arrays that travel together, in one segment, which is made when the last of them is known."""
+
+    # Of pages, so that none lies on two arrays.
+    _ALIGNMENT = 4096
+
+    def __init__(self) -> None:
+        self._arrays: list[tuple[int, npt.NDArray[Any]]] = []
+        self._n_bytes = 0
+
+    def add(self, array: npt.NDArray[Any]) -> tuple[int, tuple[int, ...], np.dtype[Any], Literal["C", "F"]]:
+        """Take an array in; return its place, for `taken_from`."""
+        at = self._n_bytes
+        fortran = array.flags.f_contiguous and not array.flags.c_contiguous
+        self._arrays.append((at, array.T if fortran else array))
+        self._n_bytes += -(-array.nbytes // self._ALIGNMENT) * self._ALIGNMENT
+        return at, array.shape, array.dtype, "F" if fortran else "C"
+
+    def fill(self) -> SharedArray | None:
+        """Copy the arrays into shared memory; None if there are none.
+
+        Raises
+        ------
+        SharedMemoryFull
+            If there is too little shared memory; nothing was created then.
+        OSError
+            If this process may have no further descriptors.
+        """
+        if not self._arrays:
+            return None
+        whole = [(at, array) for at, array in self._arrays if array.flags.c_contiguous]
+        contents = [(at, memoryview(array.reshape(-1).view(np.uint8).data)) for at, array in whole]
+        filled = SharedArray((self._n_bytes,), np.uint8, lease(self._n_bytes, contents))
+        for at, array in self._arrays:
+            if not array.flags.c_contiguous:
+                np.copyto(taken_from(filled, at, array.shape, array.dtype, "C"), array, casting="no")
+        return filled
+
+
+def taken_from(
+    arena: npt.NDArray[np.uint8], at: int, shape: tuple[int, ...], dtype: np.dtype[Any], order: Literal["C", "F"]
+) -> npt.NDArray[Any]:
+    """Return the array at a place of an arena."""
+    array: npt.NDArray[Any] = np.ndarray(shape, dtype, arena, at, order=order)
+    array.flags.writeable = arena.flags.writeable
     return array
 
 

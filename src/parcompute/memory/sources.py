@@ -26,14 +26,15 @@ class FileReference(NamedTuple):
     strides: tuple[int, ...]
     dtype: np.dtype[Any]
     writeable: bool = False
+    private: bool = False  # a copy on write: what is written to it is nobody else's
 
     def open(self) -> npt.NDArray[Any]:
         """Map the array."""
         # The mapping must begin at a multiple of the page size; strides are positive (see file_reference).
         page_offset = self.offset % mmap.ALLOCATIONGRANULARITY
         reach = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)) + self.dtype.itemsize
-        access = mmap.ACCESS_WRITE if self.writeable else mmap.ACCESS_READ
-        with open(self.path, "r+b" if self.writeable else "rb") as file:
+        access = mmap.ACCESS_COPY if self.private else mmap.ACCESS_WRITE if self.writeable else mmap.ACCESS_READ
+        with open(self.path, "r+b" if self.writeable and not self.private else "rb") as file:
             mapping = mmap.mmap(file.fileno(), page_offset + reach, access=access, offset=self.offset - page_offset)
         return np.ndarray(self.shape, self.dtype, mapping, page_offset, self.strides)
 
@@ -102,7 +103,17 @@ def is_masked(value: Any) -> bool:
     return ma is not None and isinstance(value, ma.MaskedArray)
 
 
-def refer(value: Any, *, share_above: int) -> tuple[Any, Any] | None:
+def is_plain(value: Any, *, above: int) -> bool:
+    """Tell whether a value is an array of numbers of more than so many bytes, and nothing more than that."""
+    # A subclass may hold more than its items, as numpy.ma does: it knows how to pickle itself.
+    return (
+        type(value) in (np.ndarray, np.memmap, shared.SharedArray)
+        and value.nbytes > above
+        and not value.dtype.hasobject
+    )
+
+
+def refer(value: Any, *, share_above: int = sys.maxsize) -> tuple[Any, Any] | None:
     """Say how an array-like value travels to a worker.
 
     Parameters
@@ -110,7 +121,7 @@ def refer(value: Any, *, share_above: int) -> tuple[Any, Any] | None:
     value : object
         Anything that may sit in a job.
     share_above : int
-        Plain arrays of more bytes are copied into shared memory.
+        Plain arrays of more bytes are copied into shared memory, each into a segment of its own.
 
     Returns
     -------
@@ -123,8 +134,7 @@ def refer(value: Any, *, share_above: int) -> tuple[Any, Any] | None:
             return DatasetReference(os.path.abspath(value.file.filename), value.name), None
         # Only this process sees what is written and not yet flushed, or lives in memory.
         return _shared(shared.share(value[()]))
-    # A subclass may hold more than its items, as numpy.ma does: it knows how to pickle itself.
-    if type(value) not in (np.ndarray, np.memmap, shared.SharedArray) or value.dtype.hasobject:
+    if not is_plain(value, above=-1):
         return None
     if shared.reference(value) is not None:
         return _shared(value)
@@ -148,7 +158,7 @@ def portable(array: Any) -> Any:
 
 
 def open_reference(where: Any) -> Any:
-    """Return what a reference refers to, read-only, opened in this process."""
+    """Return what a reference refers to, read-only unless it is private or says otherwise, opened in this process."""
     return shared.attach(where).view(np.ndarray) if isinstance(where, shared.Reference) else where.open()
 
 

@@ -8,11 +8,13 @@ parent ── job, arrays ──► worker ── shape of block 0, odd results,
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -26,6 +28,9 @@ from parcompute.jobs.schedule import BETWEEN, DONE, FAILED, Board, FileClaims, P
 from parcompute.machine import blas, malloc
 from parcompute.memory import segments, shared
 from parcompute.workers import start
+
+# What the calls of one map have in common is forgotten by a worker that has had none for so many seconds.
+_AGAIN_S = 0.1
 
 # The stamp of a block that has no time limit any more: its kernel has returned.
 _COMPUTED = 2**63 - 1
@@ -144,10 +149,15 @@ def main(channel_fd: int, claims_fd: int) -> None:
     with contextlib.suppress(EOFError, ConnectionError):
         settings: Settings = channel.recv()
         libraries = _settle(settings)
-        segments.hold_mappings()
         desk = _Desk(channel, FileClaims(claims_fd), settings)
+        gc.freeze()  # so that a collection looks at what calls have made, and takes a moment
         channel.send(("ready", time.perf_counter_ns(), libraries))
-        while (message := channel.recv())[0] != "quit":
+        while True:
+            if pickling.remembers() and not channel.poll(_AGAIN_S):
+                pickling.forget_loaded()
+                gc.collect()
+            if (message := channel.recv())[0] == "quit":
+                break
             getattr(desk, message[0])(*message[1:])
             del message  # it may hold the last reference to arrays that the parent has released
 
@@ -165,14 +175,16 @@ class _Desk:
         """Take part in a pass."""
         try:
             if self.job is None or self.job_number != number:
-                self.job, self.job_number = pickling.loads(pickled), number
+                with segments.holding():
+                    self.job, self.job_number = pickling.loads(pickled), number
             self._attach(arrays)
             pass_number, n_chunks, lost, alone = pass_
             walked = Pass(pass_number, n_chunks, self.job.plan, lost, alone)
             sizes, place = board
             n_workers, n_blocks, n_rows = sizes
             _keep_to(self.settings.cpus)
-            attached = Board(n_workers, n_blocks, n_rows, shared.attach(place).view(np.ndarray))
+            with segments.holding():
+                attached = Board(n_workers, n_blocks, n_rows, shared.attach(place).view(np.ndarray))
         except BaseException as error:  # say what cannot be had here; the job cannot run on any worker
             self._send("failed", number, Failure.before_blocks(error))
             self._send("end", number)
@@ -190,10 +202,10 @@ class _Desk:
             lane.join()
         self._send("end", number)
 
-    def forget(self, dropped: tuple[int, ...]) -> None:
-        """Let go of the job, but not of what it maps: the next one may use the same arrays."""
+    def forget(self, gone: set[int]) -> None:
+        """Let go of the job, and of what it maps and the caller has no more: the next one may use the other arrays."""
         self.job = None
-        segments.release_mappings(dropped)
+        segments.release_mappings(gone)
 
     def arrays(self, number: int, arrays: Any) -> None:
         """Nothing: an answer to a question that was settled meanwhile."""
@@ -235,14 +247,15 @@ class _Desk:
         if arrays is not None:
             shape, places = arrays
             left = iter(places)
-            self.job.outputs.allocate(pickling.loads(shape), lambda *_: shared.attach(next(left)).view(np.ndarray))
+            with segments.holding():
+                self.job.outputs.allocate(pickle.loads(shape), lambda *_: shared.attach(next(left)).view(np.ndarray))
 
     def _send(self, *message: Any) -> None:
         with self.sending:
             self.channel.send(message)
 
 
-def run_call(pickled: bytes) -> tuple[bool, bytes]:
+def run_call(pickled: bytes) -> tuple[bool, bytes, bool]:
     """Run a call that has travelled.
 
     Parameters
@@ -252,11 +265,21 @@ def run_call(pickled: bytes) -> tuple[bool, bytes]:
 
     Returns
     -------
-    (bool, bytes)
-        Whether it returned, and the pickled result, or else a pickled `Failure`.
+    (bool, bytes, bool)
+        Whether it returned; the pickled result, or else a pickled `Failure`; and whether nothing has kept the arrays
+        that it was lent.
     """
+    lent: list[weakref.ref[segments.Segment]] = []
+    answer = _called(pickled, lent)
+    if kept := any(segment() is not None for segment in lent):
+        gc.collect()  # functions that travel by value are circles: their module's variables, and they among these
+        kept = any(segment() is not None for segment in lent)
+    return *answer, not kept
+
+
+def _called(pickled: bytes, lent: list[weakref.ref[segments.Segment]]) -> tuple[bool, bytes]:
     try:
-        function, args, kwargs = pickling.loads(pickled)
+        (function, args, kwargs), lent[:] = pickling.loads_watched(pickled)
         return True, pickling.dumps_back(function(*args, **kwargs))
     except BaseException as error:
         if is_ctrl_c(error):

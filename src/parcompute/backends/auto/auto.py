@@ -28,7 +28,7 @@ from parcompute.backends.threads import Threads, Walks
 from parcompute.jobs.job import Job, Keeper
 from parcompute.jobs.pickling import CannotTravel
 from parcompute.jobs.schedule import NO_BLOCK, WAITING
-from parcompute.memory import segments, shared, sources
+from parcompute.memory import leases, shared, sources
 from parcompute.values.timeline import Timeline
 
 # Of so many kernels the choice is remembered, of those that ran last.
@@ -242,7 +242,7 @@ def _brought_s(array: npt.NDArray[Any], n_workers: int) -> float:
         return array.nbytes * _MAPPED_S / n_workers
     if sources.file_reference(array) is not None:
         return 0.0
-    return array.nbytes * (_KEPT_S if segments.is_kept(array.nbytes) else _FRESH_S)
+    return array.nbytes * (_KEPT_S if leases.is_kept(array.nbytes) else _FRESH_S)
 
 
 def _move(job: Job, done: npt.NDArray[np.bool_], processes: Processes) -> None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from parcompute.backends import base
-from parcompute.backends.base import Call, WorkerLost
+from parcompute.backends.base import Call, WorkerLost, deliver
 from parcompute.backends.processes.crew import Crew, Member, ending
+from parcompute.jobs import pickling
 from parcompute.machine import signals
 
 # A worker is sent one call ahead, so that it need not wait for the parent between two of them, as long as they take
@@ -112,7 +113,7 @@ class Calls:
         RuntimeError
             After `close` or `kill`.
         """
-        if (travelling := call.pickled()) is None:
+        if (travelling := call.pickled(lent=True)) is None:
             return
         with signals.held(), self._news:
             if self._closing:
@@ -213,8 +214,11 @@ class Calls:
                 self._crew.send(member, "call", self._number, sent.pickled)
                 return
 
-    def _settle(self, member: Member, number: int, returned: bool, pickled: bytes) -> None:
+    def _settle(self, member: Member, number: int, returned: bool, pickled: bytes, given_back: bool) -> None:
         sent: _Sent = member.calls.pop(number)
+        if not given_back:  # its worker may go on looking at them
+            pickling.export(sent.keep_alive)
+        sent.keep_alive.clear()
         now_s = time.perf_counter()
         self._usual_s += (now_s - member.since_s - self._usual_s) / 4
         member.since_s = now_s
@@ -231,7 +235,7 @@ class Calls:
                 calls.pop(0)
                 codes = tuple(running.deaths)
                 message = f"the call has cost {len(codes)} workers: {', '.join(map(ending, codes))}"
-                running.future.set_exception(WorkerLost(message, None, codes))
+                deliver(running.future, error=WorkerLost(message, None, codes))
         self._waiting.extendleft(reversed(calls))
         self._crew.replace(member)
 
@@ -241,4 +245,4 @@ class Calls:
             given_up.append(self._waiting.popleft())
         for sent in given_up:
             if sent.begin():
-                sent.future.set_exception(error)
+                deliver(sent.future, error=error)

@@ -9,21 +9,26 @@ import selectors
 import signal
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from parcompute.backends.base import Options, WorkerLost
+from parcompute.jobs import pickling
 from parcompute.jobs.schedule import FileClaims
 from parcompute.machine import blas, cgroups, signals, topology
+from parcompute.memory import segments
 from parcompute.workers import start, worker
 
 # How long a worker that was asked to leave may take before it is killed.
 LEAVE_S = 1.0
 
-# So many workers in a row that end before they are ready mean that none will ever be.
+# So many workers in a row that end before they are ready mean that none will ever be, if there is no other. Where there
+# is, it is tried again, after pauses that double.
 FAILED_STARTS = 3
+_PAUSES_S = 0.1, 5.0
 
 
 @dataclass(eq=False)
@@ -58,7 +63,9 @@ class Crew:
         self.claims = FileClaims()
         self.members: list[Member] = []
         self._selector = selectors.DefaultSelector()
-        self._failed_starts = 0
+        self._failed_starts = 0  # in a row
+        self._vacant: dict[int, float] = {}  # places of workers that do not start, and when to try again
+        self._shown: set[int] = set()  # segments that workers have mapped for jobs
         self._oom_kills = cgroups.oom_kills()
         try:
             self._fill()
@@ -120,13 +127,13 @@ class Crew:
 
     def send(self, member: Member, *message: Any) -> None:
         """Send a message; that its reader has ended is for `events` to tell."""
-        with contextlib.suppress(ConnectionError):
-            member.channel.send(message)
+        self.send_pickled(member, pickle.dumps(message))
 
     def send_pickled(self, member: Member, message: bytes) -> None:
         """Send a message that was pickled once for all."""
         with contextlib.suppress(ConnectionError):
-            member.channel.send_bytes(message)
+            if not member.channel.closed:
+                member.channel.send_bytes(message)
 
     def events(self, timeout: float = signals.LOOK_S) -> Iterator[Event]:
         """Wait a while, and yield each message; None in its place where a worker has ended.
@@ -134,6 +141,8 @@ class Crew:
         A worker that was replaced is `members[number]` from then on. Its last messages come first.
         """
         signals.look()
+        if self._vacant:
+            timeout = min(timeout, self._try_again())
         touched = dict.fromkeys(key.data for key, _ in self._selector.select(timeout) if key.data is not None)
         for member in touched:
             ended = member.child.ended()  # before the messages are read, so that none is missed
@@ -162,28 +171,64 @@ class Crew:
             return member.child.exitcode()
 
     def replace(self, member: Member) -> None:
-        """Start a worker in the place of one that has ended.
+        """Start a worker in the place of one that has ended; later, if one after the other ends before it is ready.
 
         Raises
         ------
         WorkerLost
-            If one after the other ends before it is ready.
+            If none is left, or none has ever been ready.
         """
-        if not member.ready:
-            self._failed_starts += 1
-            if self._failed_starts >= FAILED_STARTS:
-                self.kill()
-                raise WorkerLost(
-                    f"{self._failed_starts} workers in a row ended before they were ready, the last with "
-                    f"{ending(member.child.exitcode())}; what they printed says why",
-                    exitcodes=(member.child.exitcode(),),
-                )
-        with start.undisturbed():
-            self.members[member.number] = self._start(member.number)
+        if member.ready or self._failed_starts + 1 < FAILED_STARTS:
+            self._failed_starts += not member.ready
+            self._restart(member.number)
+            return
+        self._failed_starts += 1
+        ended = f"{self._failed_starts} workers in a row ended before they were ready, the last with "
+        ended += f"{ending(member.child.exitcode())}; what they printed says why"
+        if not (others := self._n_alive()):
+            self.kill()
+            raise WorkerLost(ended, exitcodes=(member.child.exitcode(),))
+        if self._failed_starts == FAILED_STARTS:
+            told = f"{ended}; {others} of {len(self.members)} workers go on, and others are tried now and then"
+            warnings.warn(told, stacklevel=2)
+        shortest, longest = _PAUSES_S
+        pause_s = min(longest, shortest * 2 ** (self._failed_starts - FAILED_STARTS))
+        self._vacant[member.number] = time.monotonic() + pause_s
+
+    def _restart(self, number: int) -> None:
+        try:
+            with start.undisturbed():
+                self.members[number] = self._start(number)
+        except OSError:  # the system starts no process now
+            if not self._n_alive():
+                raise
+            self._vacant[number] = time.monotonic() + _PAUSES_S[1]
+
+    def _n_alive(self) -> int:
+        return sum(member.ready and not member.child.ended() for member in self.members)
+
+    def _try_again(self) -> float:
+        """Start the workers whose pause is over; return for how many seconds the next pause lasts."""
+        for number in [number for number, due_s in self._vacant.items() if due_s <= time.monotonic()]:
+            del self._vacant[number]
+            self._restart(number)
+        return max(0.0, min(self._vacant.values(), default=signals.LOOK_S) - time.monotonic()) if self._vacant else 0.0
 
     def out_of_memory_evidence(self) -> str:
         """Say whether the kernel has killed for want of memory in the own control groups since the start."""
         return cgroups.oom_evidence(self._oom_kills, cgroups.oom_kills()) or "no out-of-memory kill seen"
+
+    def show(self, arrays: Iterable[Any]) -> None:
+        """Note that a job shows the workers these arrays, whose mappings they keep for the next job."""
+        self._shown.update(segment.inode for segment in pickling.segments_of(arrays))
+
+    def forget_segments(self) -> None:
+        """Have the workers forget the job, and let go of those arrays that are no more."""
+        gone = segments.gone(self._shown)
+        self._shown -= gone
+        for member in self.members:
+            if member.ready:
+                self.send(member, "forget", gone)
 
     def repair(self) -> None:
         """Replace the workers that ended while nobody looked."""
@@ -195,7 +240,7 @@ class Crew:
     def wait_until_ready(self) -> None:
         """Return when every worker is ready."""
         self.repair()
-        while not all(member.ready for member in self.members):
+        while not all(member.ready or member.number in self._vacant for member in self.members):
             for member, message in self.events():
                 if message is None:
                     self.replace(member)
@@ -205,7 +250,7 @@ class Crew:
         for member in self.members:
             self.send(member, "quit")
         deadline = time.monotonic() + LEAVE_S
-        staying = list(self.members)
+        staying = [member for member in self.members if not member.channel.closed]
         while staying and (left := deadline - time.monotonic()) > 0:
             for member, message in self.events(min(left, signals.LOOK_S)):
                 if message is None:
@@ -223,6 +268,7 @@ class Crew:
             for member in self.members:
                 self.forget(member)
             self.members = []
+            self._vacant.clear()
 
     def release(self) -> None:
         """Let go of the descriptors; the crew is of no use after that."""

@@ -21,10 +21,10 @@ from parcompute.backends.base import Call, CountsDone, Options, Trouble, WorkerL
 from parcompute.backends.processes.calls import Calls, Turn
 from parcompute.backends.processes.crew import FAILED_STARTS, Crew, Member, ending
 from parcompute.jobs import pickling
-from parcompute.jobs.job import Failure, Job, KernelError
+from parcompute.jobs.job import Failure, Job, KernelError, is_ctrl_c
 from parcompute.jobs.schedule import FAILED, NO_BLOCK, WAITING, Board, Pass, rows_for
 from parcompute.machine import signals
-from parcompute.memory import segments, shared
+from parcompute.memory import shared
 from parcompute.values.timeline import Timeline
 
 # References to so many arrays fit a socket many times, also while nobody reads it.
@@ -168,10 +168,7 @@ class _Drive:
         completed_ns = time.perf_counter_ns()
         self.job.follow(self.board.done)  # all that the workers have sent has arrived
         self.rows.append(self.board.take_rows())
-        dropped = segments.dropped()
-        for member in crew.members:
-            if member.ready:
-                crew.send(member, "forget", dropped)
+        crew.forget_segments()
         troubles = conclude(self.job, self.failures, self.lost)
         workers = [(m.child.pid, m.ready_ns or completed_ns) for m in crew.members for _ in range(self.threads)]
         rows = np.concatenate(self.rows)
@@ -189,6 +186,7 @@ class _Drive:
                 self.enlist(member)
 
     def broadcast(self) -> bytes:
+        self.crew.show([*self.keep_alive, self.board.memory, *(self.job.outputs.arrays or ())])
         walked = (self.pass_.number, self.pass_.n_chunks, self.pass_.lost, self.pass_.alone)
         return pickle.dumps(("walk", self.number, self.pickled, self.arrays(), walked, self.board.reference()))
 
@@ -250,7 +248,9 @@ class _Drive:
         elif kind == "odd":
             try:
                 self.job.outputs.keep(rest[1], pickle.loads(rest[2]))
-            except Exception as error:  # whatever the class of a result raises when it is rebuilt here
+            except BaseException as error:  # whatever the class of a result raises when it is rebuilt here
+                if is_ctrl_c(error):
+                    raise
                 block = self.job.plan.block(rest[1])
                 self.job.outputs.omit(block)  # its mark says done
                 self.fail(self.job.failure(block, error))
@@ -270,7 +270,9 @@ class _Drive:
             return
         try:
             self.shapes[index] = pickle.loads(pickled)
-        except Exception as error:  # of a shape that can be rebuilt in the worker and not here
+        except BaseException as error:  # of a shape that can be rebuilt in the worker and not here
+            if is_ctrl_c(error):
+                raise
             self.fail(Failure.before_blocks(error))
             return
         if 0 in self.shapes:
