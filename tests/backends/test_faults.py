@@ -30,7 +30,7 @@ import pytest
 import parcompute as pc
 from parcompute.jobs import outputs, partials, schedule
 from parcompute.machine import blas, cgroups, limits, topology
-from parcompute.memory import segments
+from parcompute.memory import leases
 from parcompute.values import blocks
 from parcompute.workers import start, worker
 
@@ -1446,7 +1446,7 @@ def test_workers_let_go_of_what_was_pickled_for_others(start_method):
 
 
 def test_kept_memory_is_bounded_in_bytes_and_in_descriptors(monkeypatch):
-    monkeypatch.setattr(segments, "KEPT_BYTES", 2**24)
+    monkeypatch.setattr(leases, "KEPT_BYTES", 2**24)
     before = len(os.listdir("/proc/self/fd"))
     for size in (2**20, 100):
         many = [pc.share(np.ones(size + 4_096 * n, "u1")) for n in range(200)]

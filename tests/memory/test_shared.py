@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import parcompute as pc
-from parcompute.memory import segments, shared
+from parcompute.memory import leases, segments, shared
 
 # The processes of a test session can import the package, but not its tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

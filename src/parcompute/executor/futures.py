@@ -48,9 +48,10 @@ def _finish_all() -> None:
             backend.kill()
 
 
-# Before `threading` waits for its threads, and before `multiprocessing` ends its processes: what concurrent.futures
-# uses itself.
-getattr(threading, "_register_atexit", atexit.register)(_finish_all)
+# What concurrent.futures itself uses: it comes before `threading` waits for its threads, and `multiprocessing` ends its
+# processes. The last that was registered comes first, and engines register what ends them when they are loaded.
+_register = getattr(threading, "_register_atexit", atexit.register)
+_registered: set[type] = set()  # after which backends
 
 
 class CallExecutor(futures.Executor):
@@ -69,6 +70,9 @@ class CallExecutor(futures.Executor):
         """Take calls from now on."""
         self._backend, self._closed = backend, False
         _open.add(self)
+        if type(backend) not in _registered:
+            _registered.add(type(backend))
+            _register(_finish_all)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
         """Schedule ``fn(*args, **kwargs)``; return its future, as `concurrent.futures` documents.
@@ -155,9 +159,7 @@ class CallExecutor(futures.Executor):
                 self._close_backend(wait)
             elif self not in _closing:
                 _closing.add(self)
-                threading.Thread(
-                    target=self._close_backend, args=(False,), name="parcompute-close", daemon=True
-                ).start()
+                _thread.start_new_thread(self._close_backend, (False,))
         except KeyboardInterrupt:
             self._backend.kill()
             raise
@@ -207,10 +209,15 @@ class CallExecutor(futures.Executor):
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and not sys.is_finalizing():
             # The garbage collector may call this at any line, also where this thread holds a lock that is needed here.
+            _closing.add(self)
             try:
-                _thread.start_new_thread(self.shutdown, (False,))
+                _thread.start_new_thread(self._let_go, ())
             except RuntimeError:
-                self.shutdown(wait=False)
+                self._let_go()
+
+    def _let_go(self) -> None:
+        self._close(cancel_futures=False)
+        self._close_backend(wait=False)
 
     def __reduce__(self) -> Any:
         raise TypeError(

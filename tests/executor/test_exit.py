@@ -1,0 +1,63 @@
+"""What was submitted is finished when the program ends, as `concurrent.futures` promises."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+BACKENDS = ["processes", "processes-fork", "threads", "pool", "joblib", "auto"]
+
+
+def ended(program, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), *arguments], capture_output=True, text=True, timeout=100
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return sorted(done.stdout.split())
+
+
+SUBMITTED = """
+    import os, sys, time
+    import parcompute as pc
+
+    def call(i):
+        time.sleep(0.2)  # the work
+        os.write(1, f"ran-{i}\\n".encode())
+
+    def submitted(how):
+        backend, _, method = sys.argv[1].partition("-")
+        executor = pc.Executor(2, backend=backend, **({"start_method": method} if method else {}))
+        if "map" in how:
+            results = executor.map(call, range(3))
+        else:
+            futures = [executor.submit(call, i) for i in range(3)]
+        if "shutdown" in how:
+            executor.shutdown(wait=False)
+        return executor
+
+    how = sys.argv[2]
+    if "dropped" in how:
+        submitted(how)
+    else:
+        executor = submitted(how)
+"""
+
+
+@pytest.mark.parametrize("how", ["shutdown", "open", "dropped", "map-shutdown", "map-dropped"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_submitted_calls_run_although_the_program_has_come_to_its_end(backend, how):
+    if backend == "pool" and how != "shutdown":
+        pytest.skip("one way is enough")
+    assert ended(SUBMITTED, backend, how) == ["ran-0", "ran-1", "ran-2"]
+
+
+def test_a_callback_may_shut_the_executor_down():
+    program = """
+        import parcompute as pc
+        executor = pc.Executor(1)
+        future = executor.submit(int)
+        future.add_done_callback(lambda _: (executor.shutdown(), print("shut")))
+        future.result()
+    """
+    assert ended(program) == ["shut"]
