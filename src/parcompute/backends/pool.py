@@ -24,12 +24,12 @@ import numpy as np
 from parcompute.backends import tasks
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, WorkerLost, settle, timeline
 from parcompute.backends.processes.crew import ending
-from parcompute.jobs import pickling
+from parcompute.jobs import modules, pickling
 from parcompute.jobs.job import Job
 from parcompute.machine import blas, signals
 from parcompute.memory import shared
 from parcompute.values.timeline import Timeline
-from parcompute.workers import worker
+from parcompute.workers import surroundings, worker
 
 # How often the caller looks whether all workers live.
 _LOOK_S = 0.2
@@ -44,7 +44,7 @@ class Pool(CountsDone, StoresHere):
     def __init__(self, options: Options) -> None:
         self.n_workers, self.start_method = options.n_workers, options.start_method
         self._context = multiprocessing.get_context(options.start_method)
-        self._initializer = partial(_initialize, options.blas_threads)
+        self._blas_threads = options.blas_threads
         self._turn = threading.Lock()
         self._pool: Any = None
         self._n_jobs = 0
@@ -55,8 +55,10 @@ class Pool(CountsDone, StoresHere):
         self._open()
 
     def _open(self) -> None:
-        with _thread_variables(self._initializer.args[0]):
-            self._pool = self._context.Pool(self.n_workers, self._initializer)
+        modules.notice()
+        initializer = partial(_initialize, self._blas_threads, surroundings.Place.here())
+        with surroundings.starting(blas.variables(self._blas_threads)):  # spawned workers read them when they load BLAS
+            self._pool = self._context.Pool(self.n_workers, initializer)
         self._processes = list(self._pool._pool)
         self._ready_ns = 0
 
@@ -280,22 +282,8 @@ def _lost(codes: tuple[int, ...]) -> WorkerLost:
     )
 
 
-@contextlib.contextmanager
-def _thread_variables(blas_threads: int | None) -> Any:
-    """Set the thread variables while the workers start: spawned ones read them when they load BLAS."""
-    before = {name: os.environ.get(name) for name in blas.VARIABLES}
-    os.environ.update(blas.variables(blas_threads))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _initialize(blas_threads: int | None) -> None:
+def _initialize(blas_threads: int | None, place: surroundings.Place) -> None:
+    place.restore()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     np.random.seed()
     blas.limit(blas_threads)

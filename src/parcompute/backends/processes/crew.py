@@ -11,13 +11,15 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from multiprocessing import process
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from parcompute.backends.base import Options, WorkerLost
+from parcompute.jobs import modules
 from parcompute.jobs.schedule import FileClaims
 from parcompute.machine import blas, cgroups, signals, topology
-from parcompute.workers import start, worker
+from parcompute.workers import start, surroundings, worker
 
 # How long a worker that was asked to leave may take before it is killed.
 LEAVE_S = 1.0
@@ -60,6 +62,7 @@ class Crew:
         self._selector = selectors.DefaultSelector()
         self._failed_starts = 0
         self._oom_kills = cgroups.oom_kills()
+        modules.notice()
         try:
             self._fill()
         except BaseException:  # Ctrl-C too must not leave half a crew
@@ -83,7 +86,8 @@ class Crew:
             n_threads=options.threads_per_worker,
             blas_threads=options.blas_threads,
             environ=environ,
-            folder=os.getcwd(),
+            folder=surroundings.folder(),
+            authkey=bytes(process.current_process().authkey),
             path=sys.path,
             argv=sys.argv,
             cpus=self._cpus_of(number),
