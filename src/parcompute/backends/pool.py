@@ -17,6 +17,7 @@ import time
 import weakref
 from concurrent.futures import Future
 from functools import partial
+from multiprocessing import context
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class Pool(CountsDone, StoresHere):
         modules.notice()
         initializer = partial(_initialize, self._blas_threads, surroundings.Place.here())
         with surroundings.starting(blas.variables(self._blas_threads)):  # spawned workers read them when they load BLAS
-            self._pool = self._context.Pool(self.n_workers, initializer)
+            self._pool = _Workers(self.n_workers, initializer, context=self._context)
         self._processes = list(self._pool._pool)
         self._ready_ns = 0
 
@@ -271,6 +272,37 @@ class Pool(CountsDone, StoresHere):
             process.join()
         tasks.close()
         results.close()
+
+
+class _Starts:
+    """A process that starts in surroundings fit for it, whoever starts it."""
+
+    def start(self) -> None:
+        with surroundings.starting({}):
+            super().start()  # type: ignore[misc]  # of the class beside this one
+
+
+class _Fork(_Starts, context.ForkProcess):
+    pass
+
+
+class _Spawn(_Starts, context.SpawnProcess):
+    pass
+
+
+class _ForkServer(_Starts, context.ForkServerProcess):
+    pass
+
+
+_PROCESSES = {"fork": _Fork, "spawn": _Spawn, "forkserver": _ForkServer}
+
+
+class _Workers(multiprocessing.pool.Pool):
+    """The standard library's pool; by itself, it starts another worker for one that has died."""
+
+    @staticmethod
+    def Process(ctx: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 (its name there)
+        return _PROCESSES[ctx.get_start_method()](*args, **kwargs)
 
 
 def _lost(codes: tuple[int, ...]) -> WorkerLost:

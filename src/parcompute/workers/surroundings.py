@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,12 +15,29 @@ _HASH_SEED = "PYTHONHASHSEED"
 _hash_seed = os.environ.get(_HASH_SEED, "random")
 
 
+_starting = threading.RLock()
+
+# Of the current folder, if that was removed: as long as it is open, workers find the folder by it.
+_removed = -1
+
+
+def _after_fork_in_child() -> None:
+    global _starting
+    _starting = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def folder() -> str:
     """Return a path by which other processes of this user find the current folder, on Linux also a removed one."""
+    global _removed
     try:
         return os.getcwd()
     except FileNotFoundError:
-        return f"/proc/{os.getpid()}/cwd"
+        if _removed < 0 or not os.path.samestat(os.fstat(_removed), os.stat(".")):
+            _removed = os.open(".", os.O_RDONLY)
+        return f"/proc/{os.getpid()}/fd/{_removed}"
 
 
 def hash_seed(environ: Mapping[str, str]) -> dict[str, str]:
@@ -73,13 +91,12 @@ def starting(variables: Mapping[str, str]) -> Iterator[None]:
     """
     variables = {**variables, **hash_seed(os.environ)}
     before = {name: os.environ.get(name) for name in variables}
-    with contextlib.ExitStack() as stack:
+    with _starting, contextlib.ExitStack() as stack:
         try:
             os.getcwd()
         except FileNotFoundError:
-            removed = os.open(".", os.O_RDONLY)
-            stack.callback(os.close, removed)
-            stack.callback(os.fchdir, removed)
+            folder()
+            stack.callback(os.fchdir, _removed)
             os.chdir("/")
         stack.callback(_set, before)
         os.environ.update(variables)
