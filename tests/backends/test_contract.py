@@ -504,8 +504,6 @@ A_LOCK = threading.Lock()
 @pytest.mark.parametrize("medium", IN_PROCESSES, indirect=True)
 @pytest.mark.parametrize("mode", ["r", "rb", "w"])
 def test_an_open_file_does_not_travel_either(fresh, medium, tmp_path, mode):
-    if (medium, mode) == ("joblib", "r"):
-        pytest.skip("joblib pickles kernels itself, and sends what is left to read of a text file")
     (tmp_path / "data").write_text("some lines")
     with open(tmp_path / "data", mode) as file:
         with pytest.raises(TypeError, match=r"cannot travel.*'file'.*data"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
-import pickle
 import threading
 import time
 import weakref
@@ -11,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from parcompute.backends import tasks
 from parcompute.backends.base import (
@@ -24,12 +26,12 @@ from parcompute.backends.base import (
     settle,
     timeline,
 )
-from parcompute.jobs import pickling
+from parcompute.jobs import modules, pickling
 from parcompute.jobs.job import Job
 from parcompute.machine import blas, signals
 from parcompute.memory import shared, sources
 from parcompute.values.timeline import Timeline
-from parcompute.workers import worker
+from parcompute.workers import surroundings, worker
 
 
 class Joblib(CountsDone, StoresHere):
@@ -44,6 +46,7 @@ class Joblib(CountsDone, StoresHere):
         self._turn = threading.Lock()
         self._ready_ns = 0
         self._options = options
+        modules.notice()
 
     def _parallel(self, **more: Any) -> Any:
         return self._joblib.Parallel(
@@ -55,8 +58,10 @@ class Joblib(CountsDone, StoresHere):
         if self._ready_ns:
             return self._ready_ns
         met: set[int] = set()
-        while len(met) < self.n_workers:
-            met.update(self._parallel()(self._joblib.delayed(_who)(i) for i in range(4 * self.n_workers)))
+        who = self._joblib.delayed(_who)(surroundings.Place.here())
+        with surroundings.starting({}):
+            while len(met) < self.n_workers:
+                met.update(self._parallel()([who] * (4 * self.n_workers)))
         self._pids = tuple(met)
         self._ready_ns = time.perf_counter_ns()
         return self._ready_ns
@@ -67,33 +72,33 @@ class Joblib(CountsDone, StoresHere):
             self.wait_until_ready()
             caller = tasks.Caller(job, self.allocate)
             self._running = weakref.ref(caller)
-            # joblib maps arrays into files by itself; an open dataset it cannot send
-            job = replace(job, inputs=tuple(sources.portable(array) for array in job.inputs))
-            compute = self._joblib.delayed(tasks.compute_unless)
+            # joblib maps arrays into files by itself; an open dataset it cannot send, nor many a kernel
+            inputs = tuple(sources.portable(array) for array in job.inputs)
+            pickled, keep_alive = pickling.dumps(replace(job, inputs=()), f"kernel {job.name}")
+            compute, number = self._joblib.delayed(_chunk), next(_numbers)
             stop = shared.share(np.zeros(1, np.uint8))
             submitted_ns = time.perf_counter_ns()
             try:  # a worker may die while tasks are still handed out
                 answers = self._parallel(return_as="generator_unordered")(
-                    compute(stop, job, *task) for task in list(caller.chunks())
+                    compute(stop, number, pickled, inputs, *task) for task in list(caller.chunks())
                 )
                 for answer in answers:
                     caller.store(answer)
                     if caller.failures and not job.keep_going:
                         stop[0] = 1  # joblib warns about answers that nobody takes
-            except Exception as error:  # of joblib, of pickle, of the kernel: each is put into our words
-                raise self._translated(error, job) from error
+            except Exception as error:  # of joblib or of pickle: each is put into our words
+                raise self._translated(error) from error
+            del keep_alive
             troubles = caller.troubles()
             workers = caller.workers(self.n_workers, self._ready_ns)
             return timeline(called_ns, submitted_ns, time.perf_counter_ns(), caller.rows(), workers), troubles
 
-    def _translated(self, error: BaseException, job: Job | None = None) -> BaseException:
+    def _translated(self, error: BaseException) -> BaseException:
         from joblib.externals.loky.process_executor import BrokenProcessPool
 
         if isinstance(error, BrokenProcessPool):
             self._ready_ns = 0
             return WorkerLost(f"a worker of joblib ended: {error}")
-        if job is not None and isinstance(error, (pickle.PicklingError, TypeError)):
-            pickling.dumps(job, f"kernel {job.name}")  # names the culprit
         return error
 
     def submit(self, call: Call) -> None:
@@ -142,5 +147,28 @@ class Joblib(CountsDone, StoresHere):
         self._ready_ns = 0
 
 
-def _who(_: int) -> int:
+def _who(place: surroundings.Place) -> int:
+    place.restore()
     return os.getpid()
+
+
+# Of the jobs of all executors: they share joblib's workers.
+_numbers = itertools.count()
+
+
+def _chunk(
+    stop: npt.NDArray[np.uint8],
+    number: int,
+    pickled: bytes,
+    inputs: tuple[Any, ...],
+    chunk: int,
+    blocks: tuple[int, ...] | None,
+) -> tasks.Answer:
+    return tasks.compute_unless(stop, replace(_arrived(number, pickled), inputs=inputs), chunk, blocks)
+
+
+@functools.lru_cache(maxsize=1)
+def _arrived(number: int, pickled: bytes) -> Job:
+    """Return a job, unpickled once for all its chunks."""
+    job: Job = pickling.loads(pickled)
+    return job

@@ -17,6 +17,7 @@ import time
 import weakref
 from concurrent.futures import Future
 from functools import partial
+from multiprocessing import context
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,12 @@ from parcompute.backends.base import (
     timeline,
 )
 from parcompute.backends.processes.crew import ending
-from parcompute.jobs import pickling
+from parcompute.jobs import modules, pickling
 from parcompute.jobs.job import Job
 from parcompute.machine import blas, signals
 from parcompute.memory import shared
 from parcompute.values.timeline import Timeline
-from parcompute.workers import worker
+from parcompute.workers import surroundings, worker
 
 # How often the caller looks whether all workers live.
 _LOOK_S = 0.2
@@ -54,7 +55,7 @@ class Pool(CountsDone, StoresHere):
     def __init__(self, options: Options) -> None:
         self.n_workers, self.start_method = options.n_workers, options.start_method
         self._context = multiprocessing.get_context(options.start_method)
-        self._initializer = partial(_initialize, options.blas_threads)
+        self._blas_threads = options.blas_threads
         self._turn = threading.Lock()
         self._pool: Any = None
         self._n_jobs = 0
@@ -65,8 +66,10 @@ class Pool(CountsDone, StoresHere):
         self._open()
 
     def _open(self) -> None:
-        with _thread_variables(self._initializer.args[0]):
-            self._pool = self._context.Pool(self.n_workers, self._initializer)
+        modules.notice()
+        initializer = partial(_initialize, self._blas_threads, surroundings.Place.here())
+        with surroundings.starting(blas.variables(self._blas_threads)):  # spawned workers read them when they load BLAS
+            self._pool = _Workers(self.n_workers, initializer, context=self._context)
         self._processes = list(self._pool._pool)
         self._ready_ns = 0
 
@@ -281,6 +284,37 @@ class Pool(CountsDone, StoresHere):
         results.close()
 
 
+class _Starts:
+    """A process that starts in surroundings fit for it, whoever starts it."""
+
+    def start(self) -> None:
+        with surroundings.starting({}):
+            super().start()  # type: ignore[misc]  # of the class beside this one
+
+
+class _Fork(_Starts, context.ForkProcess):
+    pass
+
+
+class _Spawn(_Starts, context.SpawnProcess):
+    pass
+
+
+class _ForkServer(_Starts, context.ForkServerProcess):
+    pass
+
+
+_PROCESSES = {"fork": _Fork, "spawn": _Spawn, "forkserver": _ForkServer}
+
+
+class _Workers(multiprocessing.pool.Pool):
+    """The standard library's pool; by itself, it starts another worker for one that has died."""
+
+    @staticmethod
+    def Process(ctx: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 (its name there)
+        return _PROCESSES[ctx.get_start_method()](*args, **kwargs)
+
+
 def _lost(codes: tuple[int, ...]) -> WorkerLost:
     return WorkerLost(
         f"a worker of the pool ended with {ending(codes[0])}; multiprocessing.Pool loses what it was computing, so all "
@@ -290,22 +324,8 @@ def _lost(codes: tuple[int, ...]) -> WorkerLost:
     )
 
 
-@contextlib.contextmanager
-def _thread_variables(blas_threads: int | None) -> Any:
-    """Set the thread variables while the workers start: spawned ones read them when they load BLAS."""
-    before = {name: os.environ.get(name) for name in blas.VARIABLES}
-    os.environ.update(blas.variables(blas_threads))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _initialize(blas_threads: int | None) -> None:
+def _initialize(blas_threads: int | None, place: surroundings.Place) -> None:
+    place.restore()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     np.random.seed()
     blas.limit(blas_threads)

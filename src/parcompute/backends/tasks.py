@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import numpy.typing as npt
 
 from parcompute.backends.base import Trouble, conclude
+from parcompute.jobs import pickling
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.outputs import Allocate
 from parcompute.jobs.schedule import DONE
@@ -54,7 +54,7 @@ def compute_unless(stop: npt.NDArray[np.uint8], job: Job, chunk: int, blocks: tu
             result = _computed(job, call, block)
             # What is no array of numbers is pickled here: if that fails, it is the failure of its block.
             known = job.outputs.shape_of(result, block) is not None
-            results[index] = result if known else _Pickled(cloudpickle.dumps(result))
+            results[index] = result if known else _Pickled(pickling.dumps_back(result))
         except BaseException as error:
             if is_ctrl_c(error):
                 raise

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import cloudpickle
 import numpy as np
 import numpy.typing as npt
 
+from parcompute.jobs import pickling
 from parcompute.jobs.outputs import Rows
 from parcompute.jobs.partials import Partials
 from parcompute.machine import signals
@@ -257,7 +257,7 @@ class Failure:
 
     def __reduce__(self) -> Any:
         try:
-            pickled = cloudpickle.dumps(self.exception)
+            pickled = pickling.dumps_back(self.exception)
         except BaseException:  # as above: of the user
             pickled = b""
         return _arrived, (self.block, self.kernel, self.message, self.text, pickled)

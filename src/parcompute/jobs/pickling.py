@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import errno
 import functools
-import inspect
 import io
+import operator
 import os
 import pickle
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import cloudpickle
 import numpy as np
 
+from parcompute.jobs import modules
 from parcompute.memory import segments, shared, sources
 
 # A plain array of more bytes is shared instead of sent; below, a pickle costs less than a segment.
@@ -34,28 +35,87 @@ class CannotTravel(TypeError):
     """Something cannot be pickled for the workers; the message names it."""
 
 
-class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """Sends functions by value that know where their source stands, so that a remote traceback shows its lines.
+_Cache = type(functools.lru_cache(lambda: None))
+# What `functools.lru_cache` gives a function that it wraps, and will give it again in the worker.
+_GIVEN = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters"}
 
-    From 3.1.3 on cloudpickle leaves that out.
+# The code of the functions that `functools.singledispatch` makes and that know its cache, a weak dictionary.
+_dispatching = functools.singledispatch(lambda _: None)
+_KNOW_CACHE = (_dispatching.register.__code__, _dispatching.dispatch.__code__)
+
+
+class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Sends by value what belongs to no module that a worker can import, with an empty cache if `functools` made one.
+
+    Its functions know where their source stands, so that a remote traceback shows its lines; from 3.1.3 on cloudpickle
+    leaves that out.
     """
 
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self._caches: set[int] = set()
+
     def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is CodeType:
+        kind = type(obj)
+        if kind is CodeType:
             make, args, *_ = self.dispatch_table[CodeType](obj)
             return _code, (obj.co_filename, make, args)
+        if kind is FunctionType:
+            if obj.__code__ in _KNOW_CACHE:  # equal: in a worker it is a copy
+                self._caches.update(id(cell.cell_contents) for cell in obj.__closure__)
+        elif kind is weakref.WeakKeyDictionary and id(obj) in self._caches:
+            return weakref.WeakKeyDictionary, ()
+        elif kind is _Cache and not _importable(obj):
+            parameters = obj.cache_parameters()
+            attributes = {name: value for name, value in vars(obj).items() if name not in _GIVEN}
+            return _cached, (obj.__wrapped__, parameters["maxsize"], parameters["typed"]), attributes
+        elif isinstance(obj, functools.cached_property):
+            return _cached_property, (kind,), {name: value for name, value in vars(obj).items() if name != "lock"}
+        elif (managers := sys.modules.get("multiprocessing.managers")) and isinstance(obj, managers.BaseProxy):
+            return _with_key(obj, managers)
         return super().reducer_override(obj)
+
+
+def _importable(function: Any) -> bool:
+    """Tell whether a worker finds a function by its name, as cloudpickle decides it."""
+    name = getattr(function, "__module__", None)
+    if name is None or name == "__main__" or name not in sys.modules:
+        return False
+    if any(f"{name}.".startswith(f"{by_value}.") for by_value in cloudpickle.list_registry_pickle_by_value()):
+        return False
+    try:
+        return operator.attrgetter(function.__qualname__)(sys.modules[name]) is function
+    except AttributeError:
+        return False
 
 
 def _code(filename: str, make: Callable[..., CodeType], args: tuple[Any, ...]) -> CodeType:
     return make(*args).replace(co_filename=filename)
 
 
+def _cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
+    return functools.lru_cache(maxsize, typed)(function)
+
+
+def _cached_property(kind: type[functools.cached_property[Any]]) -> Any:
+    made = kind.__new__(kind)
+    functools.cached_property.__init__(made, lambda _: None)  # makes the lock that it has in Python 3.11
+    return made
+
+
+def _with_key(proxy: Any, managers: Any) -> Any:
+    """Send a manager's proxy with the key that its server wants; a worker has that of its caller's start at most."""
+    rebuild, args, *rest = proxy.__reduce__()
+    if rebuild is managers.RebuildProxy:
+        args = (*args[:-1], {**args[-1], "authkey": bytes(proxy._authkey)})
+    return rebuild, args, *rest
+
+
 class _Pickler(_CodePickler):
     """Sends big arrays as references, wherever in the object graph they sit, and plain ones in an arena for all."""
 
     def __init__(self, file: io.BytesIO, refer: Refer = sources.refer, *, private: bool, share_above: int) -> None:
-        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        super().__init__(file)
         self.keep_alive: list[Any] = []
         self.arena = shared.Arena()
         self._refer, self._private, self._share_above = refer, private, share_above
@@ -110,6 +170,7 @@ def dumps(
     CannotTravel
         Naming the object.
     """
+    modules.notice()
     # In a process that multiprocessing has started, the user's main module has this name, and no worker has it.
     if (main := sys.modules.get("__mp_main__")) is not None:
         cloudpickle.register_pickle_by_value(main)
@@ -119,11 +180,14 @@ def dumps(
     file.seek(_PREFIX)
     pickler = _Pickler(file, refer, private=isinstance(value, tuple), share_above=share_above)
     try:
-        pickler.dump(value)
+        pickler.dump(modules.ahead_of(value))
     except CannotTravel:  # a part that was pickled for itself
         raise
-    except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
-        raise CannotTravel(f"{name} cannot travel to a worker: {_culprit(value) or error}") from error
+    except (pickle.PicklingError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        from parcompute.jobs import culprits  # what is seldom needed
+
+        reason = culprits.find(value, _why_not) or error
+        raise CannotTravel(f"{name} cannot travel to a worker: {reason}") from error
     try:
         arena = pickler.arena.fill()
     except OSError as error:
@@ -170,10 +234,24 @@ class _ResultPickler(_CodePickler):
         return super().reducer_override(obj)
 
 
+def _why_not(part: Any) -> Exception | None:
+    """Return why a part of what travels cannot, None if it can; arrays can, and are left where they are."""
+
+    def refer(obj: Any) -> tuple[Any, Any] | None:
+        numbers = isinstance(obj, np.ndarray) and not obj.dtype.hasobject
+        return (None, None) if numbers or sources.is_dataset(obj) else None
+
+    try:
+        _Pickler(io.BytesIO(), refer, private=False, share_above=sys.maxsize).dump(part)
+    except Exception as error:
+        return error
+    return None
+
+
 def dumps_back(result: Any) -> bytes:
     """Pickle a result for the process that asked for it."""
     file = io.BytesIO()
-    _ResultPickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(result)
+    _ResultPickler(file).dump(result)
     return file.getvalue()
 
 
@@ -229,27 +307,3 @@ def remembers() -> bool:
 def forget_loaded() -> None:
     """Let go of what `loads_again` has returned."""
     loads_again.cache_clear()
-
-
-def _culprit(value: Any) -> str:
-    """Name the variable that a function carries along and that cannot be pickled."""
-    function, args, kwargs = value if isinstance(value, tuple) else (value.kernel, value.args, value.kwargs)
-    candidates: dict[str, Any] = {}
-    if isinstance(function, functools.partial):
-        candidates |= {f"its argument {n}": v for n, v in enumerate(function.args)}
-        candidates |= {f"its argument {n!r}": v for n, v in function.keywords.items()}
-        function = function.func
-    if callable(function) and not inspect.isfunction(function := inspect.unwrap(function)):
-        owner = getattr(function, "__self__", function)  # of a bound method, or an object with __call__
-        candidates |= {f"its attribute {n!r}": v for n, v in getattr(owner, "__dict__", {}).items()}
-    if inspect.isfunction(function):
-        closure = inspect.getclosurevars(function)
-        candidates |= {f"its variable {n!r}": v for n, v in {**closure.globals, **closure.nonlocals}.items()}
-    candidates |= {f"args[{n}]": v for n, v in enumerate(args)}
-    candidates |= {f"kwargs[{n!r}]": v for n, v in kwargs.items()}
-    for name, candidate in candidates.items():
-        try:
-            _Pickler(io.BytesIO(), private=False, share_above=SHARE_ABOVE).dump(candidate)
-        except Exception as error:
-            return f"{name}, a {type(candidate).__name__}, cannot be pickled ({error}); create it inside the kernel"
-    return ""

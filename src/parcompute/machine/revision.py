@@ -65,8 +65,8 @@ def _content_digest(folder: Path, names: list[str], *parts: bytes) -> str:
 
 def _git(folder: Path, *arguments: str) -> bytes | None:
     # Without optional locks, so that a commit made meanwhile does not find the index locked.
-    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, check=True, timeout=_GIT_TIMEOUT_S).stdout
+    command = ["git", "--no-optional-locks", *arguments]
+    try:  # in that folder: from one that is gone, git goes nowhere
+        return subprocess.run(command, cwd=folder, capture_output=True, check=True, timeout=_GIT_TIMEOUT_S).stdout
     except (OSError, subprocess.SubprocessError):
         return None

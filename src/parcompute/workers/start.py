@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parcompute.machine import signals
-from parcompute.workers import lifeline
+from parcompute.workers import lifeline, surroundings
 
 METHODS = ("fork", "forkserver", "spawn")
 
@@ -236,8 +236,9 @@ def _interpreter(main: str, target: str, fds: Sequence[int], environ: Mapping[st
 def _popen(command: Sequence[str], fds: Sequence[int], environ: Mapping[str, str] | None) -> int:
     import subprocess
 
+    environ = os.environ if environ is None else environ
     with signals.masked():
-        process = subprocess.Popen(command, pass_fds=fds, env=environ)
+        process = subprocess.Popen(command, pass_fds=fds, env={**environ, **surroundings.hash_seed(environ)})
     process.returncode = 0  # so that Popen leaves the status to Child
     return process.pid
 

@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import process
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -45,6 +46,7 @@ class Settings:
     blas_threads: int | None
     environ: dict[str, str]
     folder: str
+    authkey: bytes  # of multiprocessing, for managers that the caller has
     path: list[str]
     argv: list[str]
     cpus: frozenset[int] | None  # None leaves the mask alone
@@ -294,6 +296,7 @@ def _settle(settings: Settings) -> Any:
     sys.path[:], sys.argv[:] = settings.path, settings.argv
     with contextlib.suppress(OSError):  # the folder may be gone by now
         os.chdir(settings.folder)
+    process.current_process().authkey = settings.authkey
     _keep_to(settings.cpus)
     malloc.keep_freed()
     # A forked process would continue the parent's legacy streams, the same in every worker.

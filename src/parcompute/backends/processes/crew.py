@@ -12,15 +12,16 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import process
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from parcompute.backends.base import Options, WorkerLost
-from parcompute.jobs import pickling
+from parcompute.jobs import modules, pickling
 from parcompute.jobs.schedule import FileClaims
 from parcompute.machine import blas, cgroups, signals, topology
 from parcompute.memory import segments
-from parcompute.workers import start, worker
+from parcompute.workers import start, surroundings, worker
 
 # How long a worker that was asked to leave may take before it is killed.
 LEAVE_S = 1.0
@@ -67,6 +68,7 @@ class Crew:
         self._vacant: dict[int, float] = {}  # places of workers that do not start, and when to try again
         self._shown: set[int] = set()  # segments that workers have mapped for jobs
         self._oom_kills = cgroups.oom_kills()
+        modules.notice()
         try:
             self._fill()
         except BaseException:  # Ctrl-C too must not leave half a crew
@@ -90,7 +92,8 @@ class Crew:
             n_threads=options.threads_per_worker,
             blas_threads=options.blas_threads,
             environ=environ,
-            folder=os.getcwd(),
+            folder=surroundings.folder(),
+            authkey=bytes(process.current_process().authkey),
             path=sys.path,
             argv=sys.argv,
             cpus=self._cpus_of(number),
