@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,17 @@ class Partials:
         """Return the structure of a partial; None if it does not consist of numbers."""
         return _structure(result)
 
+    def fields_of(self, shape: Any) -> Sequence[Field]:
+        """Return the field of each number."""
+        leaves = [] if shape is None else _leaves(shape)
+        if not all(type(leaf) is Leaf and leaf.is_one() for leaf in leaves):
+            raise ValueError(f"{shape!r:.60} is no shape of a partial")
+        return [leaf.field for leaf in leaves]
+
     def allocate(self, shape: Any, allocate: Allocate) -> None:
         """Make one array of n_blocks rows per number of a partial."""
         self.like = shape
-        fields = [leaf.field for leaf in ([] if shape is None else _leaves(shape))]
-        self.arrays = tuple(allocate((self.n_blocks, *field.shape), field.dtype) for field in fields)
+        self.arrays = tuple(allocate((self.n_blocks, *field.shape), field.dtype) for field in self.fields_of(shape))
         if type(shape) is Leaf and shape.kind in (int, float):
             self._kind, self._numbers = shape.kind, memoryview(self.arrays[0].data)
 
@@ -143,6 +149,12 @@ class Leaf:
 
     kind: type  # bool, int, float, complex; np.generic for NumPy scalars, np.ndarray for arrays
     field: Field
+
+    def is_one(self) -> bool:
+        """Whether a number, or an array, can look like this."""
+        if self.kind in (np.generic, np.ndarray):
+            return self.kind is np.ndarray or self.field.shape == ()
+        return self.kind in _PYTHON_NUMBERS and self == _PYTHON_NUMBERS[self.kind]
 
 
 _PYTHON_NUMBERS = {
