@@ -64,6 +64,26 @@ def dataset(parent: Any, name: str, most_bytes: float = math.inf) -> Any:
     return found
 
 
+def attribute(holder: Any, name: str) -> Any:
+    """Return the attribute `name` of a group or dataset: a string, or a number of NumPy.
+
+    Raises
+    ------
+    KeyError
+        If there is none.
+    RuntimeError
+        If it is no single text or number.
+    """
+    import h5py
+
+    if name not in holder.attrs:
+        raise KeyError(f"there is no attribute {name} in {holder.name}")
+    kind = holder.attrs.get_id(name)
+    if kind.shape != () or not (kind.dtype.kind in "biufS" or h5py.check_string_dtype(kind.dtype)):
+        raise RuntimeError(f"attribute {name} of {holder.name} is no single text or number")
+    return holder.attrs[name]
+
+
 def _member(parent: Any, name: str, kind: Any) -> Any:
     import h5py
 
