@@ -523,6 +523,31 @@ def test_a_shape_is_believed_only_if_it_is_one_of_numbers(serial, path, what):
         run()
 
 
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        Leaf(np.dtype, Field(np.dtype("f8"), ())),
+        Leaf(np.generic, Field(np.dtype("f4"), (2,))),
+        Leaf(int, Field(np.dtype("f8"), ())),
+        Leaf(np.ndarray, Field(np.dtype("f8"), (-1,))),
+        Leaf(np.ones(2), Field(np.dtype("f8"), ())),
+        Leaf(float, np.ones(2)),
+        Field(np.dtype("f8"), ()),
+    ],
+)
+def test_a_shape_of_partials_is_believed_only_if_it_is_one(serial, path, leaf, monkeypatch):
+    def run():
+        return serial.reduce_blocks(np.sum, X, block_items=50, checkpoint=path)
+
+    run()
+    monkeypatch.setattr(checkpoint._Shapes, "find_class", pickle.Unpickler.find_class)  # arrays, too
+    with h5py.File(path, "r+") as file:
+        del file["shape"]
+        file["shape"] = np.frombuffer(pickle.dumps(leaf), np.uint8)
+    with pytest.raises(pc.CheckpointError, match="no checkpoint that can be continued"):
+        run()
+
+
 @pytest.fixture
 def evil(serial, path, calls, tmp_path):
     """Return what runs a job of objects, whose checkpoint has been replaced by one that would make a folder."""

@@ -306,11 +306,12 @@ class _Shapes(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is no part of what numbers look like")
 
 
-def _is_sound(field: Field) -> bool:
+def _is_sound(field: Any) -> bool:
     """Whether a field that was read is what it says: a pickled dtype may hold objects and deny it."""
     return (
         type(field.shape) is tuple
         and all(type(n) is int and n >= 0 for n in field.shape)
+        and isinstance(field.dtype, np.dtype)
         and _is_plain(field.dtype, field.dtype.itemsize)
     )
 

@@ -49,7 +49,7 @@ class Partials:
         """Return the field of each number."""
         leaves = [] if shape is None else _leaves(shape)
         if not all(type(leaf) is Leaf and leaf.is_one() for leaf in leaves):
-            raise ValueError(f"{shape!r:.60} is no shape of a partial")
+            raise ValueError("it does not look like partials")
         return [leaf.field for leaf in leaves]
 
     def allocate(self, shape: Any, allocate: Allocate) -> None:
@@ -152,9 +152,18 @@ class Leaf:
 
     def is_one(self) -> bool:
         """Whether a number, or an array, can look like this."""
-        if self.kind in (np.generic, np.ndarray):
-            return self.kind is np.ndarray or self.field.shape == ()
-        return self.kind in _PYTHON_NUMBERS and self == _PYTHON_NUMBERS[self.kind]
+        # By type, first of all: even to compare what somebody else's pickle has made may read memory that is nobody's.
+        kind: Any = self.kind
+        field: Any = self.field
+        if not isinstance(kind, type) or type(field) is not Field:
+            return False
+        shape: Any = field.shape
+        dtype: Any = field.dtype
+        if type(shape) is not tuple or not isinstance(dtype, np.dtype):
+            return False
+        if kind is np.generic:
+            return not shape
+        return kind is np.ndarray or self == _PYTHON_NUMBERS.get(kind)
 
 
 _PYTHON_NUMBERS = {
