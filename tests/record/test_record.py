@@ -622,6 +622,21 @@ def test_a_file_system_without_locks_is_a_warning(path: Path, monkeypatch: pytes
     assert len(read(path).runs) == 1
 
 
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / f".page.html.{os.getpid()}.tmp").symlink_to(tmp_path / "victim")
+    atomic.replace(tmp_path / "page.html", b"content")
+    assert (tmp_path / "page.html").read_bytes() == b"content"
+    assert not (tmp_path / "page.html").is_symlink()
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_what_stands_in_a_lock_is_told_if_it_is_a_number(record: Record) -> None:
+    record.path.with_name(f".{record.path.name}.lock").write_text("\x1b[2J gone")
+    with pytest.raises(RecordError, match=r"is being written by process \(number unknown\)"):
+        Record.open(record.path, "montecarlo", wait_s=0)
+
+
 def test_a_failed_replacement_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(5, "Input/output error")
