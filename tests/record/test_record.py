@@ -735,7 +735,7 @@ def test_kill_9_at_random_moments_of_a_sweep_loses_at_most_the_run_in_progress(p
 
 
 @pytest.mark.parametrize(
-    ("step", "survives"), [("fchmod", False), ("fsync", False), ("rename", False), ("open", True), ("close", True)]
+    ("step", "survives"), [("fchmod", False), ("fsync", False), ("rename", False), ("folder", True), ("close", True)]
 )
 def test_kill_9_at_each_step_of_an_append(record: Record, step: str, survives: bool) -> None:
     record.append(a_run(0))
@@ -745,11 +745,13 @@ def test_kill_9_at_each_step_of_an_append(record: Record, step: str, survives: b
         import pathlib
         def die(*_):
             os.kill(os.getpid(), signal.SIGKILL)
+        def opened(name, *how, before=os.open):
+            return die() if os.path.isdir(name) else before(name, *how)
         record = Record.open({str(record.path)!r}, "montecarlo")
         {{"fchmod": lambda: setattr(os, "fchmod", die),
           "fsync": lambda: setattr(os, "fsync", die),
           "rename": lambda: setattr(pathlib.Path, "replace", die),
-          "open": lambda: setattr(os, "open", die),
+          "folder": lambda: setattr(os, "open", opened),
           "close": lambda: setattr(os, "close", die)}}[{step!r}]()
         record.append(a_run(1))
     """
