@@ -1,9 +1,11 @@
 """The command: help with examples, what it prints, the statuses it leaves with."""
 
 import csv
+import importlib
 import io
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -11,12 +13,17 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
+import parcompute
 from parcompute import __version__, cli
 from parcompute.experiments import command_line
+from parcompute.experiments.measure import WrongResult
+from parcompute.jobs.job import KernelError, RemoteTraceback
 from parcompute.machine.provenance import Provenance
+from parcompute.memory.shared import SharedMemoryFull
 from parcompute.record.record import Record, read
 from parcompute.values.sweep import Configuration, Run
 from parcompute.values.timeline import CHUNK_DTYPE, WORKER_DTYPE, Timeline
@@ -349,6 +356,73 @@ def test_fit_takes_records_and_tables(capsys, recorded, tmp_path):
     table.write_text("1 2\n2 1\n")
     assert "pass --time or --rate" in call(capsys, "fit", table)[2]
     assert call(capsys, "fit", table, "--time")[0] == 0
+
+
+def test_a_faulty_table_is_one_line_and_status_2(capsys, tmp_path):
+    table = tmp_path / "table.csv"
+    for text in ("", "a,b\n1,2\n", "workers,time\n1,fast\n", "size,workers,time\n1,1,8\n2,1,80\n"):
+        table.write_text(text)
+        status, out, err = call(capsys, "fit", table)
+        assert (status, out) == (2, "")
+        assert one_line(err)
+        assert str(table) in err
+
+
+OWN_ERRORS = [
+    cls
+    for module in (pkgutil.walk_packages(parcompute.__path__, "parcompute."))
+    if not module.name.endswith("__main__")
+    for cls in vars(importlib.import_module(module.name)).values()
+    if isinstance(cls, type) and issubclass(cls, Exception) and cls.__module__ == module.name
+    if not cls.__name__.startswith("_") and cls is not RemoteTraceback
+]
+MADE_OF = {SharedMemoryFull: (1, 0, "free some"), WrongResult: ("wrong", None)}
+
+
+@pytest.mark.parametrize("kind", OWN_ERRORS, ids=lambda kind: kind.__name__)
+def test_every_error_of_our_own_is_one_line_unless_it_is_of_a_kernel(capsys, kind):
+    def fail():
+        raise kind(*MADE_OF.get(kind, ("told",))) from (ZeroDivisionError() if kind is KernelError else None)
+
+    command = click.Command("fails", callback=fail)
+    with pytest.raises(SystemExit) as left:
+        command_line.leave(command, [])
+    err = capsys.readouterr().err
+    assert left.value.code == (1 if kind is WrongResult else 2)
+    assert one_line(err) == (kind is not KernelError)
+
+
+@pytest.mark.parametrize("mistake", ["open('nix.csv')", "__import__('os').makedirs('/proc/nix/nix')", "int('x')"])
+def test_a_mistake_of_the_experiments_own_shows_its_place(capsys, script, mistake):
+    status, _, err = call(capsys, "run", script(f"def f():\n    {mistake}\n\nf()"))
+    assert status == 2
+    assert "in f" in err
+
+
+def test_what_the_system_refuses_us_is_one_line(capsys):
+    for folder in ("/dev/null", "/dev/null/below"):
+        status, out, err = call(capsys, "new", "heat", "--folder", folder)
+        assert (status, out) == (2, "")
+        assert one_line(err)
+
+
+def test_advise_of_no_array_is_one_line(capsys, script, tmp_path):
+    (tmp_path / "x.npy").write_text("no array")
+    np.save(tmp_path / "objects.npy", np.array([{}]))
+    path = script("def kernel(x):\n    return x")
+    for array in ("x.npy", "objects.npy"):
+        status, out, err = call(capsys, "advise", f"{path}::kernel", tmp_path / array)
+        assert (status, out) == (2, "")
+        assert one_line(err)
+        assert "is no array of numbers in a .npy file" in err
+
+
+def test_new_never_writes_through_a_link(capsys, tmp_path):
+    (tmp_path / "heat.py").symlink_to(tmp_path / "elsewhere")
+    status, _, err = call(capsys, "new", "heat", "--folder", tmp_path)
+    assert status == 2
+    assert "exists already" in err
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_merge_writes_one_file(capsys, recorded):

@@ -39,7 +39,7 @@ READS = {"record", "analysis", "figures"}
 
 # Who may import what costs much or may be missing; everyone else gets it through them.
 ONLY_IN = {
-    "h5py": {"record", "memory.sources", "jobs.checkpoint_file"},
+    "h5py": {"machine.hdf5", "record", "memory.sources", "jobs.checkpoint_file"},
     "scipy": {"analysis"},
     "matplotlib": {"figures"},
     "joblib": {"backends.joblib", "executor.joblib_name", "executor.joblib_backend"},

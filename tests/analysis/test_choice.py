@@ -112,6 +112,11 @@ def test_without_a_heading_it_has_to_be_said_what_the_numbers_are(tmp_path):
         ("a,b\n1,2\n", "no column of a, b is known"),
         ("workers,a,b\n1,2,3\n", "which of workers, a, b is the time"),
         ("1,2,3,4\n", "has 4 columns and no heading"),
+        ("workers,time,round\n1,8,1e999\n", "line 2: '1, 8, 1e999' is no row"),
+        (f"workers,time,round\n1,8,{10**400}\n", "line 2: .* is no row"),
+        (f"workers,time,round\n1,8,{10**300}\n", "numbers no round"),
+        (f"workers,time\n1,'{'8' * 200_000}'\n", "line 2: cannot be cut into cells"),
+        ("workers,time\n1,8,1000\n1,80,2000\n", r"3 cells and no name for each \(read: workers from column workers, "),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said_with_its_line(tmp_path, text, message):
@@ -119,12 +124,43 @@ def test_what_is_wrong_with_a_table_is_said_with_its_line(tmp_path, text, messag
         measurements.read(table(tmp_path, text))
 
 
-def test_a_file_that_is_no_table_is_refused(tmp_path):
-    (tmp_path / "x").write_bytes(b"\x89HDF\xff\xfe")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("size,p,t\n1000,1,8\n2000,1,80\n", r"column size has 1000, 2000, .* \(read: workers from column p, time or"),
+        ("nodes,threads,time\n1,4,8\n1,8,4\n", "column threads has 4, 8"),
+        ("p,time,wall_s\n1,8,9\n2,4,5\n", "column wall_s has 5, 9"),
+        ("p,t,machine\n1,8,a\n2,4,b\n4,2,c\n8,1,d\n", "column machine has a, b, c, …, "),
+        ("p,t,machine\n1,8,a\n2,4\n", "column machine has , a"),
+        ("1 8 1000\n1 80 2000\n", "third column does not count rounds"),
+        ("1 8 4\n1 80 5\n", "third column does not count rounds"),
+    ],
+)
+def test_two_problems_are_never_fitted_as_one_curve(tmp_path, text, message):
+    with pytest.raises(measurements.TableError, match=message) as refused:
+        measurements.read(table(tmp_path, text), of_rate=False)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_column_that_tells_no_rows_apart_does_not_matter(tmp_path):
+    found = measurements.read(table(tmp_path, "size,p,t,rep,\n1000,1,8,0,\n1000,2,4,1,\n"))
+    assert found.n_workers.tolist() == [1, 2]
+    assert measurements.read(table(tmp_path, "1 8 1\n1 9 2\n"), of_rate=False).rounds.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("content", [b"\x89HDF\xff\xfe", b"workers,time\n1,\0\n", b"workers,time\n1,\x1b[2J\n"])
+def test_a_file_that_is_no_table_is_refused(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
     with pytest.raises(measurements.TableError, match="neither text nor a record"):
         measurements.read(tmp_path / "x")
     with pytest.raises(measurements.TableError, match="cannot be read"):
         measurements.read(tmp_path / "nix")
+
+
+def test_a_file_without_an_end_is_refused(monkeypatch):
+    monkeypatch.setattr(measurements, "_MOST_BYTES", 2**20)
+    with pytest.raises(measurements.TableError, match="has more than 1 MiB"):
+        measurements.read(Path("/dev/zero"))
 
 
 def test_a_published_table_is_fitted_as_it_lies_there():

@@ -1,16 +1,19 @@
 """A report is one page that needs nothing else, and reads well in a window of any width, in the dark and on paper."""
 
 import base64
+import csv
 import html.parser
+import io
 import json
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from parcompute.analysis import rules
+from parcompute.analysis import rules, tables
 from parcompute.analysis.studies import studies
 from parcompute.figures import panels, report
 from parcompute.machine.provenance import Provenance
@@ -79,21 +82,29 @@ def test_the_same_file_gives_the_same_bytes(page):
     assert report.render([REFERENCE]) == page
 
 
+def named(run, text):
+    """Return a configuration with that for every name."""
+    own = {} if run.configuration.backend == "serial" else {"backend": text}
+    return replace(run.configuration, start_method=text, variant=text, **own)
+
+
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
     """A record whose every text would be a tag, in two sets of conditions."""
-    evil = '<script>alert("1")</script>&'
+    evil = '<script>alert("1")</script>&$\\frac{$ "../../x'
     source = read(REFERENCE)
     with Record.open(tmp_path / "<b>evil.h5", evil) as file:
         for model in (evil, "other"):
             provenance = Provenance(cpu_model=model, usable_cpus=2, command_line=evil, clock=evil)
             file.add_provenance(provenance.id, provenance.as_dict())
             for run in source.runs[:20]:
-                file.append(replace(run, provenance=provenance.id, disturbed=evil if run.round == 1 else ""))
+                disturbed = evil if run.round == 1 else ""
+                file.append(replace(run, provenance=provenance.id, disturbed=disturbed, configuration=named(run, evil)))
+        file.append(replace(run, provenance=provenance.id, configuration=replace(run.configuration, kind=evil)))
     return file.path
 
 
-def test_what_stands_in_a_file_is_text_and_no_page(hostile):
+def test_what_stands_in_a_file_is_text_and_no_page(hostile, tmp_path):
     written = report.write([hostile])
     assert written == hostile.with_suffix(".html")
     text = written.read_text(encoding="utf-8")
@@ -101,7 +112,19 @@ def test_what_stands_in_a_file_is_text_and_no_page(hostile):
     assert "&lt;script&gt;" in text
     assert Tags(text).open == []
     assert "Unlike conditions" in text
-    assert text.count('href="#study-') == 2
+    assert text.count('href="#study-') == 3
+    assert [entry.name for entry in tmp_path.iterdir() if entry.suffix != ".h5"] == [written.name]
+    for image in Tags(text).of("img"):
+        tags = ElementTree.fromstring(base64.b64decode(image["src"].partition(",")[2])).iter()
+        assert not any("script" in str(tag.tag) for tag in tags)
+
+
+def test_no_name_is_a_formula():
+    table = tables.csv_of(
+        [(Path("=1+1.h5"), replace(run, disturbed="@x", value=-1.0)) for run in read(REFERENCE).runs[:1]]
+    )
+    (row,) = csv.DictReader(io.StringIO(table))
+    assert (row["file"], row["disturbed"], row["value"]) == ("'=1+1.h5", "'@x", "-1.0")
 
 
 def test_a_record_without_runs_gives_a_page_that_says_so(tmp_path):

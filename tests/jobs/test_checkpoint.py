@@ -7,9 +7,11 @@ import pickle
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import types
+import zlib
 from pathlib import Path
 
 import cloudpickle
@@ -488,6 +490,186 @@ def test_a_checkpoint_cannot_have_a_function_called(serial, path, calls, tmp_pat
     with pytest.raises(pc.CheckpointError, match=r"posix.mkdir is no part of what numbers look like"):
         run()
     assert not (tmp_path / "gotcha").exists()
+
+
+@pytest.mark.parametrize(
+    "what", ["object", "objects that deny it", "outside of itself", "too many", "no shape", "link"]
+)
+def test_a_shape_is_believed_only_if_it_is_one_of_numbers(serial, path, what):
+    def run():
+        return serial.map_blocks(lambda x: np.zeros(len(x), [("a", "i8"), ("b", "i8")]), X, checkpoint=path)
+
+    def lie(fields, n_bytes):
+        dtype = np.dtype(f"V{n_bytes}")
+        dtype.__setstate__((3, "|", None, tuple(fields), fields, n_bytes, 1, 0))  # no flag: no objects
+        return dtype
+
+    shape = {
+        "object": lambda: (Field(np.dtype("O"), (2,)),),
+        "objects that deny it": lambda: (Field(lie({"a": (np.dtype("O"), 0), "b": (np.dtype("i8"), 8)}, 16), ()),),
+        "outside of itself": lambda: (Field(lie({"a": (np.dtype("i8"), 2**40)}, 16), ()),),
+        "too many": lambda: (Field(np.dtype("f8"), (2**40,)),),
+        "no shape": lambda: ({"a": 1},),
+        "link": lambda: (),
+    }[what]()
+    run()
+    with h5py.File(path, "r+") as file:
+        del file["shape"]
+        if what == "link":
+            file["shape"] = h5py.ExternalLink("/nix", "shape")
+        else:
+            file["shape"] = np.frombuffer(pickle.dumps((shape, True)), np.uint8)
+    with pytest.raises(pc.CheckpointError, match="no checkpoint that can be continued"):
+        run()
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        Leaf(np.dtype, Field(np.dtype("f8"), ())),
+        Leaf(np.generic, Field(np.dtype("f4"), (2,))),
+        Leaf(int, Field(np.dtype("f8"), ())),
+        Leaf(np.ndarray, Field(np.dtype("f8"), (-1,))),
+        Leaf(np.ones(2), Field(np.dtype("f8"), ())),
+        Leaf(float, np.ones(2)),
+        Field(np.dtype("f8"), ()),
+    ],
+)
+def test_a_shape_of_partials_is_believed_only_if_it_is_one(serial, path, leaf, monkeypatch):
+    def run():
+        return serial.reduce_blocks(np.sum, X, block_items=50, checkpoint=path)
+
+    run()
+    monkeypatch.setattr(checkpoint._Shapes, "find_class", pickle.Unpickler.find_class)  # arrays, too
+    with h5py.File(path, "r+") as file:
+        del file["shape"]
+        file["shape"] = np.frombuffer(pickle.dumps(leaf), np.uint8)
+    with pytest.raises(pc.CheckpointError, match="no checkpoint that can be continued"):
+        run()
+
+
+@pytest.fixture
+def evil(serial, path, calls, tmp_path):
+    """Return what runs a job of objects, whose checkpoint has been replaced by one that would make a folder."""
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "gotcha"),)
+
+    def run():
+        return serial.reduce_blocks(
+            lambda block: {block.index}, n_items=3, block_items=1, combine=lambda a, b: b, checkpoint=path
+        )
+
+    assert run() == {2}
+    with contextlib.closing(checkpoint_file.CheckpointFile(path)) as file:
+        assert len(list(file.records())) == 3
+        file.append_object(0, pickle.dumps(Evil()))
+    return run, tmp_path / "gotcha"
+
+
+def test_results_that_are_objects_are_read_from_an_own_file_that_nobody_else_can_write(evil, path):
+    run, made = evil
+    run()
+    assert made.exists()  # so the tests below would tell
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o666])
+def test_objects_of_a_file_that_others_can_write_are_not_read(evil, path, mode):
+    run, made = evil
+    path.chmod(mode)
+    before = path.read_bytes()
+    with pytest.raises(pc.CheckpointError, match=rf"others than you can write to it \(mode {mode:o}\); .* chmod go-w"):
+        run()
+    assert not made.exists()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_objects_of_somebody_elses_file_are_not_read(evil, path):
+    run, made = evil
+    os.chown(path, 4242, 4242)
+    with pytest.raises(
+        pc.CheckpointError, match=r"belongs to user 4242, and you are 0; .* copy of your own, else delete"
+    ):
+        run()
+    assert not made.exists()
+    shutil.copyfile(path, f"{path}.own")
+    os.replace(f"{path}.own", path)
+    run()
+    assert made.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_numbers_may_be_anyones(serial, path, calls):
+    job = sums(calls)
+    expected = bits(job(serial, checkpoint=path))
+    os.chown(path, 4242, 4242)
+    path.chmod(0o666)
+    calls.take()
+    assert bits(job(serial, checkpoint=path)) == expected
+    assert calls.take() == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_checkpoint_is_no_link(serial, path, tmp_path, calls, there):
+    elsewhere = tmp_path / "elsewhere.h5"
+    if there:
+        sums(calls)(serial, checkpoint=elsewhere)
+    path.symlink_to(elsewhere)
+    with pytest.raises(pc.CheckpointError, match="symbolic link, and none is followed"):
+        sums(calls)(serial, checkpoint=path)
+    assert elsewhere.exists() == there
+
+
+def test_a_pipe_is_no_checkpoint_and_nobody_waits_for_it(serial, path, calls):
+    os.mkfifo(path)
+    with pytest.raises(pc.CheckpointError, match="no regular file"):
+        sums(calls)(serial, checkpoint=path)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o000, 0o077])
+def test_nobody_else_writes_to_a_new_checkpoint(serial, path, calls, umask):
+    before = os.umask(umask)
+    try:
+        first = odd(calls)(serial, checkpoint=path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644 & ~umask
+    calls.take()
+    assert odd(calls)(serial, checkpoint=path) == first
+    assert calls.take() == []
+
+
+@pytest.mark.parametrize(
+    "record", [(1, -1, 1, 0), (1, 0, 99, 0), (1, 2, 2, 0), (2, 7, 8, 0), (2, 0, 1, -1), (9, 0, 1, 0)]
+)
+def test_a_record_of_blocks_that_are_none_is_refused(serial, path, record):
+    def run():
+        return serial.reduce_blocks(np.sum, X, block_items=100, checkpoint=path)
+
+    run()
+    header = struct.pack("<BqqqI", *record, 0)
+    with path.open("ab") as file:
+        file.write(header + struct.pack("<I", zlib.crc32(header)))
+    with pytest.raises(pc.CheckpointError, match="has results of blocks"):
+        run()
+
+
+def test_links_that_lie_in_wait_are_never_followed(serial, path, tmp_path, calls):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    planted = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    planted.symlink_to(victim)
+    sums(calls)(serial, checkpoint=path)
+    assert not planted.is_symlink()
+    path.with_name(f".{path.name}.lock").symlink_to(victim)
+    with pytest.raises(pc.CheckpointError, match="cannot be written"):
+        sums(calls)(serial, checkpoint=path)
+    path.with_name(f".{path.name}.lock").unlink()
+    os.link(victim, path.with_name(f".{path.name}.lock"))
+    sums(calls)(serial, checkpoint=path)
+    assert victim.read_text() == "precious"
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_anything_runs(serial, tmp_path, calls):

@@ -137,11 +137,17 @@ def test_the_override_wins_in_both_directions_and_names_what_it_beat(made_up, as
     assert len(bound.limits) > 4
 
 
-@pytest.mark.parametrize("value", ["0", "-2", "four", "2.5", "1_0", "٣", "1e3"])
+@pytest.mark.parametrize("value", ["0", "-2", "four", "2.5", "1_0", "٣", "1e3", "4097", "9" * 30])
 def test_a_bad_override_names_variable_and_value(tmp_path, value):
     with pytest.raises(ValueError, match="PARCOMPUTE_WORKERS=") as caught:
         bound_of(tmp_path, PARCOMPUTE_WORKERS=value)
     assert repr(value) in str(caught.value)
+
+
+def test_a_variable_of_thousands_of_digits_is_no_number(tmp_path):
+    with pytest.raises(ValueError, match=r"PARCOMPUTE_WORKERS='9{39} is not a number of workers"):
+        bound_of(tmp_path, PARCOMPUTE_WORKERS="9" * 5000)
+    assert bound_of(tmp_path, 7, SLURM_CPUS_PER_TASK="9" * 5000).n == 7
 
 
 def test_an_empty_override_is_as_good_as_none(tmp_path):

@@ -354,6 +354,47 @@ def test_a_released_array_is_not_mistaken_for_its_successor(other):
 
 
 @linux
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"offset": -8},
+        {"offset": 8},
+        {"shape": (11,)},
+        {"shape": (-1,)},
+        {"strides": (-8,)},
+        {"strides": (16,)},
+        {"dtype": np.dtype("V16")},
+        {"shape": (5,), "strides": (2**62,)},  # four steps are 2**64: in 64 bits back to the start
+        {"shape": (2**33 + 1, 2), "strides": (2**31, 8)},
+        {"shape": (10, 2), "strides": (8,)},
+        {"segment_bytes": 2**40},
+    ],
+)
+def test_a_reference_that_leads_out_of_its_segment_is_refused(monkeypatch, lie):
+    array = pc.share(np.arange(10.0))
+    where = shared.reference(array)
+    assert shared.attach(where).tolist() == array.tolist()
+    assert shared.attach(where._replace(offset=72, strides=(-8,))).tolist() == array[::-1].tolist()
+    monkeypatch.setattr(segments, "_mapped", {})  # as in another process
+    with pytest.raises((ReferenceError, ValueError)):
+        shared.attach(where._replace(**lie))
+
+
+@linux
+def test_a_reference_is_believed_only_where_the_segment_itself_is_found():
+    array, other = pc.share(np.arange(10.0)), pc.share(np.arange(20.0))
+    where = shared.reference(array)._replace(inode=2**40)
+    with pytest.raises(ReferenceError, match="was released"):
+        shared.attach(where._replace(descriptor=shared.reference(other).descriptor))
+
+
+@linux
+def test_nobody_else_may_open_a_segment():
+    array = pc.share(np.arange(10.0))
+    where = shared.reference(array)
+    assert os.stat(f"/proc/{where.pid}/fd/{where.descriptor}").st_mode & 0o777 == 0o600
+
+
 def test_an_array_of_an_ended_process_is_answered_the_same_way(other):
     pickled = other.run(
         lambda: (

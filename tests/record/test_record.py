@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -148,10 +149,10 @@ def test_a_timeline_above_the_limit_is_left_out_and_its_length_told(path: Path) 
 
 integers = st.integers(0, 2**63 - 1)
 floats = st.floats(allow_nan=True, allow_infinity=True)
-texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]) | st.sampled_from("\t\n"), max_size=20)
 runs = st.builds(
     Run,
-    configuration=st.builds(Configuration, texts, integers, integers, texts, texts, texts, integers),
+    configuration=st.builds(Configuration, texts, st.integers(1, 2**63 - 1), integers, texts, texts, texts, integers),
     round=integers,
     seed=integers,
     block_items=integers,
@@ -185,6 +186,24 @@ def test_any_run_comes_back_as_it_was_written(record: Record, written: list[Run]
 def test_text_that_hdf5_cannot_hold_is_escaped_and_the_run_kept(record: Record) -> None:
     record.append(replace(a_run(), disturbed="file caf\udce9\0 busy"))
     assert read(record.path).runs[0].disturbed == "file caf\\udce9\\x00 busy"
+
+
+def test_what_a_terminal_would_act_upon_is_shown_and_not_done(record: Record) -> None:
+    record.append(replace(a_run(), disturbed="\x1b[2J gone\r\x9b but\ttabs\nand lines"))
+    shown = "\\x1b[2J gone\\x0d\\x9b but\ttabs\nand lines"
+    assert read(record.path).runs[0].disturbed == shown
+    record.close()
+    with h5py.File(record.path, "r+") as file:
+        file.attrs["experiment"] = "\x1b[2J gone"  # as another program may have written it
+        file["provenance/here"].attrs["host"] = np.bytes_(b"\xff\x1b")
+    assert read(record.path).experiment == "\\x1b[2J gone"
+    assert read(record.path).provenance["here"]["host"] == "\\xff\\x1b"
+
+
+def test_a_run_of_no_workers_is_refused(record: Record) -> None:
+    run = a_run()
+    with pytest.raises(ValueError, match="n_workers=0 ran nothing"):
+        record.append(replace(run, configuration=replace(run.configuration, n_workers=0)))
 
 
 def test_a_column_of_a_later_version_does_not_disturb(record: Record) -> None:
@@ -362,6 +381,133 @@ def test_a_file_of_another_schema_is_refused(path: Path, schema: str | None, mes
         assert one_line(error, path)
 
 
+def _replaced(file: h5py.File, name: str, **how: object) -> None:
+    del file[name]
+    file.create_dataset(name, **how)
+
+
+def _column(file: h5py.File, name: str, kind: object) -> None:
+    columns = file["runs"].dtype
+    _replaced(file, "runs", shape=(0,), dtype=[(n, kind if n == name else columns[n]) for n in columns.names])
+
+
+def _elsewhere(file: h5py.File, name: str, link: object) -> None:
+    if name in file:
+        del file[name]
+    file[name] = link
+
+
+def _virtual(file: h5py.File, name: str) -> None:
+    kind = file[name].dtype
+    layout = h5py.VirtualLayout((3,), kind)
+    layout[:] = h5py.VirtualSource("/elsewhere.h5", "x", (3,), kind)
+    del file[name]
+    file.create_virtual_dataset(name, layout)
+
+
+def _of(file: h5py.File, name: str, column: str, value: object) -> None:
+    rows = file[name][:]
+    rows[column] = value
+    file[name][:] = rows
+
+
+# What another program can put into a record, and what is then said of it.
+EVIL: dict[str, tuple[Callable[[h5py.File], object], str]] = {
+    "runs of another file": (
+        lambda f: _elsewhere(f, "runs", h5py.ExternalLink("/nix.h5", "runs")),
+        "runs in / is a link",
+    ),
+    "runs of another name": (lambda f: _elsewhere(f, "runs", h5py.SoftLink("/timelines")), "runs in / is a link"),
+    "conditions elsewhere": (
+        lambda f: _elsewhere(f, "provenance", h5py.ExternalLink("/nix.h5", "/")),
+        "provenance in / is a link",
+    ),
+    "one condition elsewhere": (
+        lambda f: _elsewhere(f, "provenance/here", h5py.ExternalLink("/nix.h5", "/")),
+        "here in /provenance is a link",
+    ),
+    "a timeline elsewhere": (
+        lambda f: _elsewhere(f, "timelines/0", h5py.SoftLink("/provenance")),
+        "0 in /timelines is",
+    ),
+    "chunks of other files": (lambda f: _virtual(f, "timelines/0/chunks"), "chunks has its content in other files"),
+    "chunks of any file": (
+        lambda f: _replaced(
+            f, "timelines/0/chunks", shape=(3,), dtype=CHUNK_DTYPE, external=[("/dev/zero", 0, h5py.h5f.UNLIMITED)]
+        ),
+        "chunks has its content in other files",
+    ),
+    "runs without end": (
+        lambda f: _replaced(f, "runs", shape=(2**40,), dtype=f["runs"].dtype, chunks=(64,)),
+        "runs claims .* bytes, more than it can have",
+    ),
+    "chunks without end": (
+        lambda f: _replaced(f, "timelines/0/chunks", shape=(2**40,), dtype=CHUNK_DTYPE, chunks=(64,)),
+        "chunks claims .* bytes, more than it can have",
+    ),
+    "a bomb": (
+        lambda f: _replaced(
+            f,
+            "timelines/0/chunks",
+            data=np.zeros(2**16, CHUNK_DTYPE),
+            chunks=(2**16,),
+            compression="gzip",
+            shuffle=True,
+        ),
+        "",
+    ),
+    "runs that are a group": (lambda f: (f.__delitem__("runs"), f.create_group("runs")), "runs is no dataset"),
+    "runs in a square": (
+        lambda f: _replaced(f, "runs", shape=(1, 1), dtype=f["runs"].dtype, chunks=(1, 1)),
+        "claims|dimensions",
+    ),
+    "text for a number": (lambda f: _column(f, "n_workers", h5py.string_dtype()), r"runs\[n_workers\] is a column of"),
+    "lists for text": (lambda f: _column(f, "digest", h5py.vlen_dtype("f8")), r"runs\[digest\] is a column of"),
+    "references for text": (lambda f: _column(f, "digest", h5py.ref_dtype), r"runs\[digest\] is a column of"),
+    "no conditions": (lambda f: f["provenance"].__delitem__("here"), "there are no conditions 'here'"),
+    "no workers": (lambda f: _of(f, "runs", "n_workers", 0), "has 0 workers"),
+    "a name that is a number": (lambda f: f.attrs.__setitem__("experiment", 7), "experiment is no text"),
+    "a schema of many": (lambda f: f.attrs.__setitem__("schema", ["a", "b"]), "schema of / is no single text"),
+    "conditions of many": (
+        lambda f: f["provenance/here"].attrs.__setitem__("host", ["a"] * 9),
+        "host of /provenance/here is no single",
+    ),
+    "conditions of another kind": (
+        lambda f: f["provenance/here"].attrs.__setitem__("usable_cpus", "many"),
+        "the conditions here cannot be read",
+    ),
+    "chunks of nobody": (lambda f: _of(f, "timelines/0/chunks", "worker", 2**31 - 1), "workers that it does not have"),
+    "chunks that are numbers": (
+        lambda f: _replaced(f, "timelines/0/chunks", data=np.arange(3)),
+        "is no table of chunk,",
+    ),
+    "no chunks": (lambda f: f["timelines/0"].__delitem__("chunks"), "there is no chunks"),
+    "no stamps": (lambda f: f["timelines/0"].attrs.__delitem__("called_ns"), "no attribute called_ns"),
+}
+
+
+@pytest.mark.parametrize("what", EVIL)
+def test_a_file_of_anybodys_making_is_read_as_described_or_refused_in_a_line(record: Record, what: str) -> None:
+    record.append(a_run(timeline=a_timeline()))
+    record.close()
+    edit, message = EVIL[what]
+    with h5py.File(record.path, "r+") as file:
+        edit(file)
+    if not message:  # within the limits: large, and its file is as it should be
+        assert len(read(record.path, timelines=True).runs[0].timelines[0].chunks) == 2**16
+        return
+    with pytest.raises(RecordError, match=message) as refused:
+        read(record.path, timelines=True)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_pipe_is_no_record_and_nobody_waits_for_it(path: Path) -> None:
+    path.parent.mkdir()
+    os.mkfifo(path)
+    with pytest.raises(RecordError, match="is no regular file"):
+        read(path)
+
+
 def test_a_file_without_a_column_is_damaged(record: Record) -> None:
     record.close()
     with h5py.File(record.path, "r+") as file:
@@ -476,6 +622,21 @@ def test_a_file_system_without_locks_is_a_warning(path: Path, monkeypatch: pytes
     assert len(read(path).runs) == 1
 
 
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / f".page.html.{os.getpid()}.tmp").symlink_to(tmp_path / "victim")
+    atomic.replace(tmp_path / "page.html", b"content")
+    assert (tmp_path / "page.html").read_bytes() == b"content"
+    assert not (tmp_path / "page.html").is_symlink()
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_what_stands_in_a_lock_is_told_if_it_is_a_number(record: Record) -> None:
+    record.path.with_name(f".{record.path.name}.lock").write_text("\x1b[2J gone")
+    with pytest.raises(RecordError, match=r"is being written by process \(number unknown\)"):
+        Record.open(record.path, "montecarlo", wait_s=0)
+
+
 def test_a_failed_replacement_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(5, "Input/output error")
@@ -574,7 +735,7 @@ def test_kill_9_at_random_moments_of_a_sweep_loses_at_most_the_run_in_progress(p
 
 
 @pytest.mark.parametrize(
-    ("step", "survives"), [("fchmod", False), ("fsync", False), ("rename", False), ("open", True), ("close", True)]
+    ("step", "survives"), [("fchmod", False), ("fsync", False), ("rename", False), ("folder", True), ("close", True)]
 )
 def test_kill_9_at_each_step_of_an_append(record: Record, step: str, survives: bool) -> None:
     record.append(a_run(0))
@@ -584,11 +745,13 @@ def test_kill_9_at_each_step_of_an_append(record: Record, step: str, survives: b
         import pathlib
         def die(*_):
             os.kill(os.getpid(), signal.SIGKILL)
+        def opened(name, *how, before=os.open):
+            return die() if os.path.isdir(name) else before(name, *how)
         record = Record.open({str(record.path)!r}, "montecarlo")
         {{"fchmod": lambda: setattr(os, "fchmod", die),
           "fsync": lambda: setattr(os, "fsync", die),
           "rename": lambda: setattr(pathlib.Path, "replace", die),
-          "open": lambda: setattr(os, "open", die),
+          "folder": lambda: setattr(os, "open", opened),
           "close": lambda: setattr(os, "close", die)}}[{step!r}]()
         record.append(a_run(1))
     """
@@ -662,7 +825,8 @@ def test_when_no_folder_takes_the_run_the_message_holds_it(record: Record, monke
     assert list(record.path.parent.glob("*.side.json")) == []
 
 
-def test_a_side_file_must_be_one(record: Record, tmp_path: Path) -> None:
-    (tmp_path / "other.json").write_text("[]")
+@pytest.mark.parametrize("text", ["[]", "{}", "nix", "[" * 100_000, '"text"', '{"timeline_rows": "x", "n_workers": 0}'])
+def test_a_side_file_must_be_one(record: Record, tmp_path: Path, text: str) -> None:
+    (tmp_path / "other.json").write_text(text)
     with pytest.raises(RecordError, match="is no side file"):
         record.restore(tmp_path / "other.json")

@@ -50,13 +50,21 @@ def points(study: Study) -> list[tuple[str, ...]]:
 
 
 def csv_of(runs: Iterable[tuple[Path, Run]]) -> str:
-    """Return runs as comma-separated text with a heading: one row each, as in the file."""
+    """Return runs as comma-separated text with a heading: one row each, as in the file.
+
+    Text that a spreadsheet would compute, since it begins with =, +, - or @, has an apostrophe before it.
+    """
     stream = io.StringIO()
     writer = csv.DictWriter(stream, ["file", *(name for name, _, _ in schema.FIELDS)], lineterminator="\n")
     writer.writeheader()
     for path, run in runs:
-        writer.writerow({"file": str(path), **schema.row_of(run)})
+        row = {"file": str(path), **schema.row_of(run)}
+        writer.writerow({name: _inert(value) if isinstance(value, str) else value for name, value in row.items()})
     return stream.getvalue()
+
+
+def _inert(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
 def as_dict(study: Study) -> dict[str, Any]:

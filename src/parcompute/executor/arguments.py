@@ -19,8 +19,7 @@ from parcompute.values import streams
 from parcompute.values.blocks import Plan, whole
 from parcompute.workers import start
 
-# More than any one host has: a larger number is a mistake for something else.
-MOST_WORKERS = 4096
+MOST_WORKERS = limits.MOST_WORKERS
 
 
 def options_of(

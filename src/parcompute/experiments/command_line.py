@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,6 @@ from parcompute.executor.arguments import MOST_WORKERS
 from parcompute.experiments.measure import WrongResult
 from parcompute.jobs.job import KernelError
 from parcompute.machine import limits
-from parcompute.memory.shared import SharedMemoryFull
-from parcompute.record.record import RecordError
 from parcompute.values.blocks import SCHEDULES, Schedule
 from parcompute.workers.start import METHODS
 
@@ -254,8 +253,19 @@ def _say(line: str) -> None:
 
 def _tells_all(error: Exception) -> bool:
     """Whether a message is enough: it is parcompute's own, and no mistake in the experiment's code or in ours."""
-    if isinstance(error, (RecordError, SharedMemoryFull, base.WorkerLost, OSError)):
-        return True
-    raised_in = [frame.filename for frame in traceback.extract_tb(error.__traceback__)][-1:]
-    own = any(Path(name).is_relative_to(Path(__file__).parents[1]) for name in raised_in)
-    return own and type(error) in (ValueError, TypeError, RuntimeError)
+    if type(error).__module__.partition(".")[0] == __package__.partition(".")[0]:
+        return not isinstance(error, KernelError)  # which tells of the user's code
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, OSError):  # raised in a library on behalf of whoever called it
+        files = [file for file in files if _is_own(file) or not _is_librarys(file)]
+        return _is_own(files[-1])
+    return _is_own(files[-1]) and type(error) in (ValueError, TypeError, RuntimeError)
+
+
+def _is_own(file: str) -> bool:
+    return Path(file).is_relative_to(Path(__file__).parents[1])
+
+
+def _is_librarys(file: str) -> bool:
+    folders = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    return file.startswith("<frozen ") or any(Path(file).is_relative_to(folder) for folder in folders)

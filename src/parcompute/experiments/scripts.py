@@ -38,8 +38,6 @@ def advice_for(target: str, arrays: Sequence[str], n_items: int | None, workers:
     ValueError
         If the file has no such function, or it is not said what a kernel runs on.
     """
-    import numpy as np
-
     file, _, name = target.partition("::")
     if not name:
         raise ValueError(f"{target!r} names no function; pass FILE.py::NAME")
@@ -56,10 +54,19 @@ def advice_for(target: str, arrays: Sequence[str], n_items: int | None, workers:
         return advice_for_experiment(found.function, size, 1, workers, **asked)
     if not arrays and n_items is None:
         raise ValueError(f"{name} is a kernel: pass .npy files whose rows it gets, or --n-items")
-    inputs = [np.load(path, mmap_mode="r") for path in arrays]
+    inputs = [_rows_of(path) for path in arrays]
     if not inputs and not asked_for(found) and len(positional(found)) == 1:
         found = _Calls(found)
     return advice.advise(found, *inputs, n_items=None if inputs else n_items, workers=workers)
+
+
+def _rows_of(path: str) -> Any:
+    import numpy as np
+
+    try:
+        return np.load(path, mmap_mode="r")  # which runs no pickle
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: is no array of numbers in a .npy file ({error}); make one with numpy.save") from None
 
 
 class _Captured(Exception):
@@ -125,8 +132,10 @@ def write_template(name: str, folder: Path) -> Path:
     if not name.isidentifier() or keyword.iskeyword(name):
         raise ValueError(f"{name!r} cannot name a function; pass letters, digits and underscores, like heat_2d")
     path = folder / f"{name}.py"
-    if path.exists():
-        raise ValueError(f"{path}: exists already; choose another name")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(TEMPLATE.read_text(encoding="utf-8").replace("NAME", name), encoding="utf-8")
+    try:
+        with path.open("x", encoding="utf-8") as stream:  # never through a link to somewhere else
+            stream.write(TEMPLATE.read_text(encoding="utf-8").replace("NAME", name))
+    except FileExistsError:
+        raise ValueError(f"{path}: exists already; choose another name") from None
     return path

@@ -227,6 +227,6 @@ def _log(ax: Axes, axis: str, low: float, high: float) -> None:
         f"{tick:g}" if 1e-3 <= tick < 1e4 else f"$10^{{{int(e)}}}$" for tick, e in zip(ticks, exponents, strict=True)
     ]
     getattr(ax, f"set_{axis}scale")("log", base=base)
-    getattr(ax, f"set_{axis}ticks")(ticks, names)
+    getattr(ax, f"set_{axis}ticks")(ticks, names, parse_math=True)
     ax.minorticks_off()
     getattr(ax, f"set_{axis}lim")(low / 1.3, high * 1.3)

@@ -47,6 +47,7 @@ STYLE: dict[str, Any] = {
     "ytick.major.size": 2.5,
     "hatch.linewidth": 0.4,
     "text.usetex": False,
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "text.hinting": "none",
     "svg.fonttype": "path",  # outlines: the same letters, and places for them, without the font installed
     "svg.hashsalt": "parcompute",

@@ -11,6 +11,7 @@ goes wrong with the file ends the keeping and is told when the job has ended.
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 import sys
@@ -150,11 +151,11 @@ class _Keeper:
 
     def resume(self, job: Job, seed: int | None, allocate: Allocate) -> Job:
         """Put what the file holds into the outputs; return the job with the seed of the file."""
-        if self.path.exists():
+        if os.path.lexists(self.path):
             self._file = file = CheckpointFile(self.path)
             if "rng" in job.asks and seed is None:
                 stored = file.identity.get("seed", "")
-                job = replace(job, seed=int(stored) if stored.isdecimal() else job.seed)
+                job = replace(job, seed=int(stored) if stored.isdecimal() and len(stored) < 4000 else job.seed)
         self._identity["seed"] = str(job.seed) if "rng" in job.asks else "not asked for"
         if self._file is not None:
             self._file.compare(self._identity)
@@ -162,13 +163,24 @@ class _Keeper:
         return job
 
     def _load(self, file: CheckpointFile, allocate: Allocate) -> None:
+        outputs = self.outputs
         try:
-            shape = _Shapes(io.BytesIO(file.shape)).load()
+            if outputs.arrays is None:
+                shape = _Shapes(io.BytesIO(file.shape)).load()
+                fields = outputs.fields_of(shape)
+                if not all(map(_is_sound, fields)):
+                    raise ValueError("no array of numbers looks like what it says")
+            else:
+                fields = [Field(array.dtype, array.shape[1:]) for array in outputs.arrays]
+            n_rows = outputs.span(0, self.n_blocks).stop
+            sizes = [n_rows * math.prod(field.shape) * max(1, field.dtype.itemsize) for field in fields]
+            if file.n_blocks != self.n_blocks or file.room != sizes:
+                raise ValueError("its arrays have other sizes than it says")
         except Exception as error:  # whatever bytes that are none raise
             raise not_to_be_continued(file.path, error) from error
-        if self.outputs.arrays is None:
-            self.outputs.allocate(shape, allocate)
-        arrays = self.outputs.arrays or ()
+        if outputs.arrays is None:
+            outputs.allocate(shape, allocate)
+        arrays = outputs.arrays or ()
         for first, stop, checksum, pickled in file.records():
             if pickled is not None:
                 with suppress(Exception):  # its class may have gone; then it is computed again
@@ -227,6 +239,7 @@ class _Keeper:
         if self._file is None:
             create(self.path, self._identity, pickle.dumps(outputs.shape), self.n_blocks, arrays)
             self._file = CheckpointFile(self.path)
+            self._file.compare(self._identity)  # the name may be of another file by now
         for index in outputs.omitted:
             new[index] = False
         for index in np.flatnonzero(new).tolist() if outputs.odd or not arrays else ():
@@ -291,6 +304,29 @@ class _Shapes(pickle.Unpickler):
         if (module, name) in _PLAIN:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} is no part of what numbers look like")
+
+
+def _is_sound(field: Any) -> bool:
+    """Whether a field that was read is what it says: a pickled dtype may hold objects and deny it."""
+    return (
+        type(field.shape) is tuple
+        and all(type(n) is int and n >= 0 for n in field.shape)
+        and isinstance(field.dtype, np.dtype)
+        and _is_plain(field.dtype, field.dtype.itemsize)
+    )
+
+
+def _is_plain(dtype: np.dtype[Any], n_bytes: int) -> bool:
+    if not 0 <= dtype.itemsize <= n_bytes or dtype.kind == "O":
+        return False
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return _is_plain(base, n_bytes) and dtype.itemsize == base.itemsize * math.prod(shape) and min(shape) >= 0
+    if dtype.names is None:
+        known = np.dtype(dtype.str)
+        return known == dtype and known.itemsize == dtype.itemsize
+    fields = [dtype.fields[name] for name in dtype.names]  # type: ignore[index]
+    return all(at >= 0 and _is_plain(part, dtype.itemsize - at) for part, at, *_ in fields)
 
 
 _PLAIN = {("builtins", name) for name in ("bool", "int", "float", "complex")}

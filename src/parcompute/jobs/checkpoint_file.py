@@ -16,12 +16,17 @@ that it can grow; it alone decides what is finished. docs/decisions/0008-checkpo
 
 A record of the journal is a header with a checksum of its own, and for an object its pickle. What follows the last
 good record is the torn end of a killed writer, and is cut off.
+
+Anybody may have written the numbers of a file: they are values. A pickle is code: it is read from a file only that
+belongs to the caller and that nobody else can write to (docs/reliability.md).
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +36,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from parcompute.machine import atomic, hdf5
 
 FORMAT = "parcompute checkpoint 1"
 
@@ -43,6 +50,9 @@ _ROWS, _OBJECT = 1, 2
 _RECORD_BYTES = 2**26
 
 _PAGE = 4096
+
+# What the results look like: a pickle of some hundred bytes per array.
+_MOST_SHAPE_BYTES = 2**20
 
 Record = tuple[int, int, int, bytes | None]
 
@@ -101,7 +111,8 @@ def create(
     assert image.size == n_bytes
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
+        # However open the umask is to the group, nobody else writes to it: see `CheckpointFile.records`.
+        with atomic.opened_new(temporary, 0o644) as stream:
             if hasattr(os, "posix_fallocate"):  # a disk that is too small is then too small now
                 os.posix_fallocate(stream.fileno(), 0, n_bytes)
             image.write_to(stream.fileno())
@@ -206,6 +217,10 @@ class CheckpointFile:
         Which job it is of.
     shape : bytes
         What the results look like, pickled.
+    n_blocks : int
+        How many blocks the job has.
+    room : list of int
+        Bytes of each array.
     blocks_per_record : int
         How many blocks to write at once.
 
@@ -216,25 +231,40 @@ class CheckpointFile:
     """
 
     def __init__(self, path: Path) -> None:
-        import h5py
-
         self.path = path
         try:
-            with path.open("rb") as stream, h5py.File(stream, "r") as file:
-                if (found := file.attrs.get("format")) != FORMAT:
-                    raise ValueError(f"its format is {found!r}, not {FORMAT!r}")
-                self.identity = {str(name): str(value) for name, value in file["identity"].attrs.items()}
-                self.shape = bytes(file["shape"][()].tobytes())
-                self.n_blocks = len(file["done"])
-                self._done_at = int(file["done"].id.get_offset())
-                arrays = [file[f"arrays/{n}"] for n in range(len(file["arrays"]))]
-                self._places = [int(array.id.get_offset() or 0) for array in arrays]  # without rows it has no place
-                self._end = self._begin = int(file.attrs["journal"])
-                n_bytes = sum(array.id.get_storage_size() for array in arrays)
-            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            told = ValueError("it is a symbolic link, and none is followed") if error.errno == errno.ELOOP else error
+            raise not_to_be_continued(path, told) from error
+        try:
+            self._read()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            os.close(self.fd)
             raise not_to_be_continued(path, error) from error
-        self.blocks_per_record = max(1, _RECORD_BYTES * self.n_blocks // max(1, n_bytes))
+
+    def _read(self) -> None:
+        """Find out what is where, from the descriptor that was opened: the name may be another file's by now."""
+        import h5py
+
+        status = os.fstat(self.fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        with open(os.dup(self.fd), "rb") as stream, h5py.File(stream, "r") as file:
+            if (found := file.attrs.get("format")) != FORMAT:
+                raise ValueError(f"its format is {found!r}, not {FORMAT!r}")
+            self.identity = {str(name): str(value) for name, value in hdf5.group(file, "identity").attrs.items()}
+            self.shape = bytes(hdf5.dataset(file, "shape", _MOST_SHAPE_BYTES)[()].tobytes())
+            done, group = hdf5.dataset(file, "done"), hdf5.group(file, "arrays")
+            arrays = [hdf5.dataset(group, str(n)) for n in range(len(group))]
+            self.n_blocks, self._done_at = len(done), int(done.id.get_offset())
+            self._places = [int(array.id.get_offset() or 0) for array in arrays]  # without rows it has no place
+            self.room = [array.id.get_storage_size() for array in arrays]
+            self._end = self._begin = int(file.attrs["journal"])
+        places = zip((self._done_at, *self._places), (self.n_blocks, *self.room), strict=True)
+        if any(at + n_bytes > status.st_size for at, n_bytes in places) or not 0 <= self._begin <= status.st_size:
+            raise ValueError("it is shorter than it says")
+        self.blocks_per_record = max(1, _RECORD_BYTES * self.n_blocks // max(1, sum(self.room)))
 
     def compare(self, identity: Mapping[str, str]) -> None:
         """Raise CheckpointError, naming the difference, unless this is the identity of the file."""
@@ -247,7 +277,13 @@ class CheckpointFile:
                 )
 
     def records(self) -> Iterator[Record]:
-        """Yield first block, stop, checksum, and for an object its pickle, of each record; cut off a torn end."""
+        """Yield first block, stop, checksum, and for an object its pickle, of each record; cut off a torn end.
+
+        Raises
+        ------
+        CheckpointError
+            If a record is none of this file's blocks; before a pickle of a file that others can write to.
+        """
         size = os.fstat(self.fd).st_size
         head = _HEADER.size + _CHECKSUM.size
         at = self._begin
@@ -256,16 +292,34 @@ class CheckpointFile:
             kind, first, stop, n_bytes, checksum = _HEADER.unpack_from(header)
             if zlib.crc32(header[: _HEADER.size]) != _CHECKSUM.unpack_from(header, _HEADER.size)[0]:
                 break
+            if kind not in (_ROWS, _OBJECT) or not 0 <= first < stop <= self.n_blocks or n_bytes < 0:
+                raise not_to_be_continued(self.path, ValueError(f"it has results of blocks {first} to {stop}"))
             if at + head + n_bytes > size:
                 break
-            payload = _read(self.fd, bytearray(n_bytes), at + head)
-            at += head + n_bytes
-            if kind == _ROWS:
+            if kind == _OBJECT:
+                self._require_own()
+                payload = bytes(_read(self.fd, bytearray(n_bytes), at + head))
+                if zlib.crc32(payload) == checksum:
+                    yield first, stop, checksum, payload
+            else:
                 yield first, stop, checksum, None
-            elif zlib.crc32(payload) == checksum:
-                yield first, stop, checksum, bytes(payload)
+            at += head + n_bytes
         os.ftruncate(self.fd, at)
         self._end = at
+
+    def _require_own(self) -> None:
+        """Refuse pickles, which are code, of a file that somebody else may have written."""
+        status = os.fstat(self.fd)
+        if status.st_uid != os.geteuid():
+            wrong, mend = f"it belongs to user {status.st_uid}, and you are {os.geteuid()}", "make a copy of your own"
+        elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            wrong, mend = f"others than you can write to it (mode {stat.S_IMODE(status.st_mode):o})", "chmod go-w"
+        else:
+            return
+        raise CheckpointError(
+            f"{self.path}: has results that are objects, whose writer decides what is run when they are read; "
+            f"{wrong}; if you trust all of them, {mend}, else delete the file or choose another name"
+        )
 
     def mark(self, saved: npt.NDArray[np.bool_]) -> int:
         """Bring the marks in line with what was found; return how many were set and are no longer."""

@@ -61,6 +61,9 @@ class Outputs(Protocol):
     def shape_of(self, result: Any, block: Block) -> Any:
         """Return the shape that a result of block 0 gives to the output."""
 
+    def fields_of(self, shape: Any) -> Sequence[Field]:
+        """Return the arrays that results of that shape need; ValueError if it is none that `shape_of` returns."""
+
     def allocate(self, shape: Any, allocate: Allocate) -> None:
         """Make the arrays for results of that shape."""
 
@@ -126,6 +129,16 @@ class Rows:
             shape = array.shape[1:] if self.item_shape is None else self.item_shape
             fields.append(Field(self.dtype or array.dtype, shape))
         return tuple(fields), single
+
+    def fields_of(self, shape: Any) -> Sequence[Field]:
+        """Return its fields."""
+        # By type, first of all: even to compare what somebody else's pickle has made may read memory that is nobody's.
+        if not (type(shape) is tuple and [*map(type, shape)] == [tuple, bool]):
+            raise ValueError("it does not look like rows")
+        fields: tuple[Field, ...] = shape[0]
+        if not all(type(field) is Field for field in fields):
+            raise ValueError("it does not look like rows")
+        return fields
 
     def allocate(self, shape: Any, allocate: Allocate) -> None:
         """Make one array of n_items rows per field."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,17 @@ class Partials:
         """Return the structure of a partial; None if it does not consist of numbers."""
         return _structure(result)
 
+    def fields_of(self, shape: Any) -> Sequence[Field]:
+        """Return the field of each number."""
+        leaves = [] if shape is None else _leaves(shape)
+        if not all(type(leaf) is Leaf and leaf.is_one() for leaf in leaves):
+            raise ValueError("it does not look like partials")
+        return [leaf.field for leaf in leaves]
+
     def allocate(self, shape: Any, allocate: Allocate) -> None:
         """Make one array of n_blocks rows per number of a partial."""
         self.like = shape
-        fields = [leaf.field for leaf in ([] if shape is None else _leaves(shape))]
-        self.arrays = tuple(allocate((self.n_blocks, *field.shape), field.dtype) for field in fields)
+        self.arrays = tuple(allocate((self.n_blocks, *field.shape), field.dtype) for field in self.fields_of(shape))
         if type(shape) is Leaf and shape.kind in (int, float):
             self._kind, self._numbers = shape.kind, memoryview(self.arrays[0].data)
 
@@ -143,6 +149,21 @@ class Leaf:
 
     kind: type  # bool, int, float, complex; np.generic for NumPy scalars, np.ndarray for arrays
     field: Field
+
+    def is_one(self) -> bool:
+        """Whether a number, or an array, can look like this."""
+        # By type, first of all: even to compare what somebody else's pickle has made may read memory that is nobody's.
+        kind: Any = self.kind
+        field: Any = self.field
+        if not isinstance(kind, type) or type(field) is not Field:
+            return False
+        shape: Any = field.shape
+        dtype: Any = field.dtype
+        if type(shape) is not tuple or not isinstance(dtype, np.dtype):
+            return False
+        if kind is np.generic:
+            return not shape
+        return kind is np.ndarray or self == _PYTHON_NUMBERS.get(kind)
 
 
 _PYTHON_NUMBERS = {

@@ -4,7 +4,8 @@
     .name.PID.tmp    the next content of the file, until it takes the name over
     name             always complete
 
-A reader needs no lock: it sees the content before or after a replacement, never between.
+A reader needs no lock: it sees the content before or after a replacement, never between. In a folder where others may
+write, a name may be a link that somebody has put there: none of these is ever followed.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import stat
 import tempfile
 import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 class Held(Exception):
@@ -50,14 +53,15 @@ def acquire(path: Path, wait_s: float) -> int | None:
     """
     deadline = time.monotonic() + wait_s
     while True:
-        descriptor = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "(number unknown)"
+            holder = os.pread(descriptor, 32, 0).strip()
             os.close(descriptor)
             if time.monotonic() >= deadline:
-                raise Held(f"{path}: is being written by process {holder}") from None
+                told = holder.decode() if holder.isdigit() else "(number unknown)"
+                raise Held(f"{path}: is being written by process {told}") from None
             time.sleep(0.05)
             continue
         except OSError:
@@ -74,6 +78,9 @@ def acquire(path: Path, wait_s: float) -> int | None:
             continue
         # For the message above and nothing else; a full disk must not prevent the lock.
         with suppress(OSError):
+            status = os.fstat(descriptor)
+            if status.st_nlink > 1 or not stat.S_ISREG(status.st_mode):
+                return descriptor  # a second name of somebody's file, which must keep its content
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         return descriptor
@@ -97,9 +104,9 @@ def replace(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
+        with opened_new(temporary) as stream:
             if path.exists():
-                os.fchmod(stream.fileno(), path.stat().st_mode & 0o7777)
+                os.fchmod(stream.fileno(), path.stat().st_mode & 0o777)
             stream.write(content)
             stream.flush()
             # Without it a power failure after the rename may leave an empty file (delayed allocation).
@@ -116,6 +123,18 @@ def replace(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def opened_new(path: Path, mode: int = 0o666) -> BinaryIO:
+    """Open a temporary file of this process for writing; what has its name is removed, and never written to.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made, or something of that name not be removed.
+    """
+    path.unlink(missing_ok=True)
+    return open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, mode))
 
 
 def remove_leftovers(path: Path) -> None:
@@ -158,7 +177,7 @@ def _lock_path(path: Path) -> Path:
 
 def _names(path: Path, descriptor: int) -> bool:
     try:
-        return path.stat().st_ino == os.fstat(descriptor).st_ino
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 

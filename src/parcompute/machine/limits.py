@@ -19,6 +19,9 @@ from parcompute.machine import cgroups, procfs
 
 WORKERS_VARIABLE = "PARCOMPUTE_WORKERS"
 
+# More than any one host has: a larger number is a mistake for something else.
+MOST_WORKERS = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
@@ -114,7 +117,7 @@ def cpu_bound(
     Raises
     ------
     ValueError
-        If ``PARCOMPUTE_WORKERS`` is set to anything but a whole number of at least 1.
+        If ``PARCOMPUTE_WORKERS`` is set to anything but a whole number from 1 to `MOST_WORKERS`.
     """
     known = hasattr(os, "sched_getaffinity") or affinity is not None
     mask = tuple(sorted(affinity_mask() if affinity is None else affinity))
@@ -129,9 +132,10 @@ def cpu_bound(
     )
     if not (asked := environ.get(WORKERS_VARIABLE, "").strip()):
         return bound
-    if not (asked.isascii() and asked.isdecimal() and int(asked) >= 1):
+    if not (re.fullmatch("[0-9]{1,9}", asked) and 1 <= int(asked) <= MOST_WORKERS):
         raise ValueError(
-            f"{WORKERS_VARIABLE}={asked!r} is not a number of workers; set a whole number of at least 1, or unset it"
+            f"{WORKERS_VARIABLE}={asked!r:.40} is not a number of workers; "
+            f"set a whole number from 1 to {MOST_WORKERS}, or unset it"
         )
     override = Limit(WORKERS_VARIABLE, int(asked), f"set to {asked}, which wins over all limits ({bound.n} without it)")
     return Bound(override, (override, *bound.limits))
@@ -189,7 +193,7 @@ def _slurm_limits(environ: Mapping[str, str]) -> Iterator[Limit]:
 
 def _slurm_counts(notation: str) -> list[int]:
     """Read ``8(x2),4`` as [8, 4]; empty where any part cannot be read or is 0."""
-    parts = [re.fullmatch(r"([1-9][0-9]*)(?:\(x[0-9]+\))?", part.strip()) for part in notation.split(",")]
+    parts = [re.fullmatch(r"([1-9][0-9]{0,8})(?:\(x[0-9]+\))?", part.strip()) for part in notation.split(",")]
     return [int(part[1]) for part in parts if part] if all(parts) else []
 
 

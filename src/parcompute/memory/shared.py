@@ -161,9 +161,17 @@ def attach(where: Reference) -> SharedArray:
     Raises
     ------
     ReferenceError
-        If the creator has released the array or ended.
+        If the creator has released the array or ended, or the reference leads out of the segment.
     """
     segment = Segment.attach(where, writeable=where.writeable, private=where.private)
+    # NumPy checks it too, but in 64 bits: strides large enough come round, and point anywhere.
+    first = last = where.offset
+    for n, stride in zip(where.shape, where.strides, strict=True):
+        first, last = first + min(0, stride * (n - 1)), last + max(0, stride * (n - 1))
+    if 0 not in where.shape and not (
+        min(where.shape, default=1) > 0 <= first <= last + where.dtype.itemsize <= len(segment)
+    ):
+        raise ReferenceError(f"the reference to an array of shape {where.shape} leads out of its memory; make it anew")
     array = SharedArray(where.shape, where.dtype, segment, where.offset, where.strides)
     array.flags.writeable = where.writeable or where.private
     return array

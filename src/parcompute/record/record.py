@@ -15,6 +15,7 @@ import fcntl
 import itertools
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,18 +84,17 @@ def read(path: str | os.PathLike[str], *, timelines: bool = False) -> Recorded:
     """
     path = Path(path)
     with _opened(path, _image_of(path)) as file:
-        rows = list(schema.rows(file["runs"]))
+        rows, provenance = list(schema.rows(file["runs"])), schema.provenance_of(file)
+        if unknown := {row["provenance"] for row in rows} - provenance.keys():
+            raise KeyError(f"there are no conditions {unknown.pop()!r}")
         return Recorded(
             path=path,
-            experiment=schema.native(file.attrs["experiment"]),
-            created_utc=schema.native(file.attrs["created_utc"]),
+            experiment=schema.text_of(file, "experiment"),
+            created_utc=schema.text_of(file, "created_utc"),
             runs=tuple(
                 schema.run_of(row, schema.timelines_of(file, i) if timelines else ()) for i, row in enumerate(rows)
             ),
-            provenance={
-                name: {field: schema.native(value) for field, value in group.attrs.items()}
-                for name, group in file["provenance"].items()
-            },
+            provenance=provenance,
             timeline_rows=tuple(int(row["timeline_rows"]) for row in rows),
         )
 
@@ -241,8 +241,8 @@ class Record:
         """
         try:
             row = json.loads(Path(side).read_text(encoding="utf-8"))
-            row = schema.row_of(schema.run_of(row)) | {"timeline_rows": row["timeline_rows"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            row = schema.row_of(schema.run_of(row)) | {"timeline_rows": int(row["timeline_rows"])}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
             raise RecordError(f"{side}: is no side file of a record ({error}); pass one named by an error") from error
         added = self._add(row, ())
         Path(side).unlink()
@@ -264,7 +264,7 @@ class Record:
 
     def _check_experiment(self) -> None:
         with _opened(self.path, _image_of(self.path)) as file:
-            found = schema.native(file.attrs["experiment"])
+            found = schema.text_of(file, "experiment")
         if found != self.experiment:
             raise RecordError(
                 f"{self.path}: holds experiment {found!r}, not {self.experiment!r}; choose another file name"
@@ -351,9 +351,9 @@ def _what_is_wrong(error: Exception) -> str:
 
 
 def _check_schema(path: Path, file: Any) -> None:
-    found = file.attrs.get("schema")
-    if found is None:
+    if "schema" not in file.attrs:
         raise RecordError(f"{path}: is HDF5 but has no attribute schema; name a file that parcompute wrote")
+    found = schema.text_of(file, "schema")
     if found != schema.SCHEMA:
         raise RecordError(f"{path}: has schema {found!r}, not {schema.SCHEMA!r}; use the parcompute that wrote it")
     if missing := schema.what_is_missing(file):
@@ -362,7 +362,10 @@ def _check_schema(path: Path, file: Any) -> None:
 
 def _image_of(path: Path) -> bytes:
     try:
-        with path.open("rb") as stream:
+        # Not to wait for whoever writes to a pipe of that name.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise RecordError(f"{path}: is no regular file; name a file that parcompute wrote")
             # HDF5 locks a file with flock() while it has it open. Our own writers replace the file and
             # never need it; another program that edits it in place would hand us half of its changes.
             try:
@@ -376,6 +379,8 @@ def _image_of(path: Path) -> bytes:
             except OSError:
                 pass  # a file system without locks, as Lustre is mounted on some clusters
             image = stream.read()
+    except MemoryError:
+        raise RecordError(f"{path}: is larger than the memory; name a file that parcompute wrote") from None
     except FileNotFoundError as error:
         raise RecordError(f"{path}: does not exist; run the experiment first, or check the name") from error
     except OSError as error:

@@ -2,20 +2,25 @@
 
 docs/file-format.md describes it for readers. A reader ignores columns and attributes that it does not
 know; any change of those that it knows needs a new number in SCHEMA.
+
+A file may come from anybody. What is read of it is what is described there, or a RuntimeError that says what is not.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
+from parcompute.machine import hdf5
+from parcompute.machine.provenance import Provenance
 from parcompute.machine.quiet import Counters
 from parcompute.values.sweep import Configuration, Run
-from parcompute.values.timeline import Timeline
+from parcompute.values.timeline import CHUNK_DTYPE, DEATH_DTYPE, WORKER_DTYPE, Timeline
 
 SCHEMA = "parcompute/1"
 
@@ -70,7 +75,10 @@ _COUNTERS = frozenset(field.name for field in dataclasses.fields(Counters))
 _IF_MISSING: dict[str, Scalar] = {"variant": "", "blas_threads": 1, **dataclasses.asdict(Counters())}
 
 _STAMPS = ("called_ns", "submitted_ns", "completed_ns")
-_TABLES = ("chunks", "workers", "deaths")
+_TABLES = {"chunks": CHUNK_DTYPE, "workers": WORKER_DTYPE, "deaths": DEATH_DTYPE}
+
+# More than the runs of years, and than a timeline of ten million chunks.
+_MOST_TABLE_BYTES = 2**30
 
 # One row per job of a run that had several: where its rows in `chunks`, `workers` and `deaths` end, and its stamps.
 JOB_DTYPE = np.dtype([(f"{name}_end", "<i8") for name in _TABLES] + [(name, "<i8") for name in _STAMPS])
@@ -112,14 +120,27 @@ def _create_runs(file: Any, others: list[tuple[str, Any]], text: np.dtype[Any]) 
 
 def what_is_missing(file: Any) -> list[str]:
     """Return the names that a file of this schema must have and this one has not."""
-    groups = [name for name in ("runs", "provenance", "timelines") if name not in file]
+    groups = [name for name in ("runs", "provenance", "timelines") if not hdf5.has(file, name)]
     attributes = [name for name in ("experiment", "created_utc") if name not in file.attrs]
-    columns = (file["runs"].dtype.names or ()) if "runs" in file else ()
-    return (
-        groups
-        + attributes
-        + [f"runs[{name}]" for name, _, _ in FIELDS if name not in columns and name not in _IF_MISSING]
-    )
+    if groups:
+        return groups + attributes
+    hdf5.group(file, "provenance"), hdf5.group(file, "timelines")
+    columns = hdf5.dataset(file, "runs", _MOST_TABLE_BYTES).dtype
+    if unlike := [
+        name for name, kind, _ in FIELDS if name in (columns.names or ()) and not _holds(columns[name], kind)
+    ]:
+        raise RuntimeError(f"runs[{unlike[0]}] is a column of {columns[unlike[0]]}")
+    return attributes + [
+        f"runs[{name}]" for name, _, _ in FIELDS if name not in (columns.names or ()) and name not in _IF_MISSING
+    ]
+
+
+def _holds(column: np.dtype[Any], kind: type) -> bool:
+    import h5py
+
+    if kind is str:
+        return h5py.check_string_dtype(column) is not None
+    return column.shape == () and column.kind in {int: "iu", float: "f", bool: "b"}[kind]
 
 
 def add_row(runs: Any, row: Mapping[str, Scalar]) -> int:
@@ -136,13 +157,17 @@ def add_row(runs: Any, row: Mapping[str, Scalar]) -> int:
 
 def rows(runs: Any) -> Iterator[dict[str, Scalar]]:
     """Return the rows of the dataset `runs` as Python values."""
+    if runs.ndim != 1:
+        raise RuntimeError(f"runs has {runs.ndim} dimensions")
     columns = runs[:]
     for row in columns:
         yield {name: native(value) for name, value in zip(columns.dtype.names, row, strict=True)}
 
 
 def row_of(run: Run) -> dict[str, Scalar]:
-    """Return the row of a run, in the order of FIELDS."""
+    """Return the row of a run, in the order of FIELDS; `run_of` takes it back."""
+    if run.configuration.n_workers < 1:
+        raise ValueError(f"n_workers={run.configuration.n_workers} ran nothing; record runs of at least 1")
     values = {name: getattr(run, name, None) for name, _, _ in FIELDS}
     values |= dataclasses.asdict(run.configuration) | dataclasses.asdict(run.counters)
     values["timeline_rows"] = sum(len(timeline.chunks) for timeline in run.timelines) if run.timelines else -1
@@ -153,6 +178,8 @@ def run_of(row: Mapping[str, Any], timelines: tuple[Timeline, ...] = ()) -> Run:
     """Return the run of a row."""
     row = _IF_MISSING | dict(row)
     configuration = Configuration(**{name: row[name] for name in _CONFIGURATION})
+    if configuration.n_workers < 1:
+        raise RuntimeError(f"a run has {configuration.n_workers} workers")
     counters = Counters(**{name: row[name] for name in _COUNTERS})
     apart = _CONFIGURATION | _COUNTERS | {"timeline_rows"}
     others = {name: row[name] for name, _, _ in FIELDS if name not in apart}
@@ -181,14 +208,16 @@ def store_timelines(group: Any, timelines: Sequence[Timeline]) -> None:
 
 def timelines_of(file: Any, row: int) -> tuple[Timeline, ...]:
     """Return the timelines of the jobs of run `row`; none where the file has none."""
-    group = file["timelines"].get(str(row))
-    if group is None:
+    if not hdf5.has(file["timelines"], str(row)):
         return ()
-    tables = {name: group[name][:] for name in _TABLES if name in group}
-    if "jobs" not in group:
-        return (_timeline(group.attrs, tables),)
+    group = hdf5.group(file["timelines"], str(row))
+    tables = {name: _table(group, name, dtype) for name, dtype in _TABLES.items() if hdf5.has(group, name)}
+    if lacking := {"chunks", "workers"} - tables.keys():
+        raise KeyError(f"there is no {lacking.pop()} in {group.name}")
+    if not hdf5.has(group, "jobs"):
+        return (_timeline({name: hdf5.attribute(group, name) for name in _STAMPS}, tables),)
     found, begin = [], dict.fromkeys(_TABLES, 0)
-    for job in group["jobs"][:]:
+    for job in _table(group, "jobs", JOB_DTYPE):
         end = {name: int(job[f"{name}_end"]) for name in _TABLES}
         parts = {name: table[begin[name] : end[name]] for name, table in tables.items()}
         found.append(_timeline(job, parts))
@@ -196,9 +225,42 @@ def timelines_of(file: Any, row: int) -> tuple[Timeline, ...]:
     return tuple(found)
 
 
+def _table(group: Any, name: str, dtype: np.dtype[Any]) -> Any:
+    table = hdf5.dataset(group, name, _MOST_TABLE_BYTES)
+    names, columns = dtype.names or (), table.dtype
+    if table.ndim != 1 or not all(c in (columns.names or ()) and _holds(columns[c], int) for c in names):
+        raise RuntimeError(f"{table.name} is no table of {', '.join(names)}")
+    found = table[:]
+    return found if columns == dtype else found[[*names]].astype(dtype)
+
+
 def _timeline(stamps: Any, tables: dict[str, Any]) -> Timeline:
     called, submitted, completed = (int(stamps[name]) for name in _STAMPS)
+    who = tables["chunks"]["worker"]
+    if len(who) and not 0 <= who.min() <= who.max() < len(tables["workers"]):
+        raise RuntimeError("a timeline has chunks of workers that it does not have")
     return Timeline(called, submitted, completed, **tables)
+
+
+def text_of(file: Any, name: str) -> str:
+    """Return an attribute of the file that is text."""
+    found = native(hdf5.attribute(file, name))
+    if not isinstance(found, str):
+        raise RuntimeError(f"attribute {name} is no text")
+    return found
+
+
+def provenance_of(file: Any) -> dict[str, dict[str, Scalar]]:
+    """Return the conditions by id."""
+    found = {}
+    for id in file["provenance"]:
+        group = hdf5.group(file["provenance"], id)
+        found[id] = {name: native(hdf5.attribute(group, name)) for name in group.attrs}
+        try:
+            Provenance.from_fields(found[id])
+        except (ValueError, OverflowError) as error:
+            raise RuntimeError(f"the conditions {id} cannot be read: {error}") from error
+    return found
 
 
 def storable(name: str, value: Any) -> Scalar:
@@ -219,22 +281,28 @@ def storable(name: str, value: Any) -> Scalar:
     return value
 
 
+# What a terminal would act upon, and no XML may hold: control characters but the tab and the end of a line.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
 def as_text(value: str) -> str:
-    r"""Return `value` as text that HDF5 can hold.
+    r"""Return `value` as text that HDF5 can hold and a terminal can be shown.
 
     HDF5 text ends at the first NUL, and a command line or a file name need not be UTF-8: both are written
-    as escapes, since a run must not be lost to an odd byte in a path.
+    as escapes, since a run must not be lost to an odd byte in a path. Control characters are written so, too.
 
     Examples
     --------
     >>> as_text("caf\udce9\0")
     'caf\\udce9\\x00'
     """
-    return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+    return _CONTROL.sub(lambda odd: f"\\x{ord(odd[0]):02x}", value.encode("utf-8", "backslashreplace").decode())
 
 
 def native(value: Any) -> Any:
-    """Return a value read from HDF5 as Python's own str, int, float or bool."""
+    """Return a value read from HDF5 as Python's own str, int, float or bool, the text as it may be shown."""
     if isinstance(value, bytes):
-        return value.decode()
+        value = value.decode("utf-8", "backslashreplace")
+    if isinstance(value, str):
+        return as_text(value)
     return value.item() if isinstance(value, np.generic) else value
