@@ -559,8 +559,8 @@ def inner(i, **options):
     "options", [{}, {"n_jobs": 2}, {"n_jobs": 2, "backend": "parcompute"}, {"n_jobs": -1, "prefer": "threads"}], ids=str
 )
 def test_tasks_may_call_joblib(context, options):
-    found = Parallel()(delayed(inner)(i, **options) for i in range(12))
-    assert found == [sum(expected_squares(i)) for i in range(12)]
+    found = Parallel()(delayed(inner)(i, **options) for i in range(4))
+    assert found == [sum(expected_squares(i)) for i in range(4)]
 
 
 def test_the_calls_of_one_job_still_have_the_workers(context):
