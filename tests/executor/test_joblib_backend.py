@@ -1,5 +1,6 @@
 """joblib and scikit-learn on the workers of parcompute: what ``joblib.Parallel`` promises holds there."""
 
+import collections
 import contextlib
 import gc
 import importlib
@@ -7,11 +8,14 @@ import importlib.util
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
+import weakref
 
 import cloudpickle
 import joblib
@@ -89,7 +93,7 @@ ORDERS = {
 def test_joblib_knows_the_name_whichever_is_imported_first(order):
     program = f"{order}; print(joblib.parallel_config(backend='parcompute').parallel_config['backend'])"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "parcompute.executor.joblib_backend.Backend" in ended.stdout, ended.stderr
+    assert "parcompute.executor.joblib_backend.ParcomputeBackend" in ended.stdout, ended.stderr
 
 
 def test_joblib_is_found_as_without_parcompute():
@@ -142,6 +146,26 @@ def test_quick_tasks_are_batched(context):
     assert parallel.n_dispatched_batches < 1500
 
 
+def long(_):
+    time.sleep(0.05)  # the work
+    return os.getpid()
+
+
+def test_long_tasks_behind_many_quick_ones_are_spread_over_the_workers():
+    parallel = Parallel(n_jobs=4, backend="parcompute")
+    found = parallel([delayed(abs)(i) for i in range(1000)] + [delayed(long)(i) for i in range(64)])
+    assert found[:1000] == list(range(1000))
+    assert max(collections.Counter(found[1000:]).values()) <= 64 // 4 * 3 // 2
+
+
+def test_a_batch_that_takes_long_is_given_back(context, gate):
+    # The waiting and the opening task of a batch need a worker each.
+    tasks = [delayed(long)(0), delayed(gate.wait)(), delayed(gate.open)(), delayed(abs)(-3)]
+    tasks += [delayed(abs)(-i) for i in range(4)]
+    found = Parallel(batch_size=4, pre_dispatch="all", timeout=60)(tasks)
+    assert found[1:] == [None, None, 3, 0, 1, 2, 3]
+
+
 def test_tasks_run_in_the_workers_and_these_serve_all_calls_of_a_context(context):
     used = {pid for _ in range(4) for pid in Parallel()(delayed(pids)(i) for i in range(8))}
     assert 1 <= len(used) <= 2
@@ -167,7 +191,6 @@ def test_contexts_may_nest():
         assert os.getpid() not in Parallel()(delayed(pids)(i) for i in range(4))
 
 
-@pytest.mark.filterwarnings("ignore:workers=3 is more:UserWarning")
 def test_another_number_of_jobs_brings_as_many_workers():
     with joblib.parallel_config(backend="parcompute", n_jobs=2):
         assert squares(20) == expected_squares(20)
@@ -238,6 +261,36 @@ def test_an_unordered_generator_does_not_wait_for_the_first_task(gate):
         assert list(results) == [0]
 
 
+def test_no_quick_task_waits_behind_a_slow_one(context, gate):
+    tasks = (delayed(gate.wait if i == 1 else abs)(*[i] * (i != 1)) for i in range(10))
+    results = Parallel(return_as="generator_unordered", timeout=60)(tasks)
+    assert sorted(next(results) for _ in range(9)) == [0, *range(2, 10)]
+    gate.open()
+    assert list(results) == [None]
+
+
+@pytest.mark.parametrize("return_as", ["generator", "generator_unordered"])
+@pytest.mark.parametrize("managed", [False, True])
+def test_a_call_beside_a_running_generator_of_the_same_parallel_is_refused(gate, return_as, managed):
+    parallel = Parallel(n_jobs=2, backend="parcompute", return_as=return_as)
+    with parallel if managed else contextlib.nullcontext():
+        for close in (True, False):
+            results = parallel(delayed(gate.wait)() for _ in range(4))
+            with pytest.raises(RuntimeError, match="This Parallel instance is already running"):
+                parallel(delayed(pow)(i, 2) for i in range(3))
+            with pytest.warns(UserWarning, match="have been cancelled"):
+                results = results.close() if close else None
+            assert sorted(parallel(delayed(pow)(i, 2) for i in range(3))) == expected_squares(3)
+
+
+def test_a_generator_that_is_dropped_costs_no_other_call_its_workers(context, gate):
+    dropped = Parallel(return_as="generator")(delayed(gate.wait)() for _ in range(4))
+    results = Parallel(return_as="generator")(delayed(pow)(i, 2) for i in range(30))
+    with pytest.warns(UserWarning, match="have been cancelled"):
+        del dropped
+    assert list(results) == expected_squares(30)
+
+
 @pytest.mark.parametrize("return_as", ["generator", "generator_unordered"])
 def test_a_generator_may_be_dropped(context, return_as):
     results = Parallel(return_as=return_as, batch_size=1)(delayed(pow)(i, 2) for i in itertools.count())
@@ -289,9 +342,39 @@ def test_an_exception_of_the_iterable_arrives(context):
 
 def test_a_task_that_cannot_travel_is_named(context):
     lock = threading.Lock()
-    with pytest.raises(TypeError, match="cannot travel to a worker"):
+    with pytest.raises(pickle.PicklingError, match="cannot travel to a worker"):
         Parallel()(delayed(lambda i: lock)(i) for i in range(4))
     assert squares(20) == expected_squares(20)
+
+
+class Unwilling:
+    def __reduce__(self):
+        raise RuntimeError("not me")
+
+
+def test_a_task_that_refuses_to_travel_cannot_be_pickled(context):
+    with pytest.raises(pickle.PicklingError, match="not me"):
+        Parallel()(delayed(id)(Unwilling()) for i in range(4))
+
+
+def without_end(i):
+    return without_end(i + 1)
+
+
+def chained(i):
+    try:
+        reciprocal(7)
+    except ZeroDivisionError as error:
+        raise OSError(2, "no such number", "seven") from error
+
+
+@pytest.mark.parametrize(("function", "error"), [(without_end, RecursionError), (chained, FileNotFoundError)])
+def test_an_exception_arrives_as_what_it_is(context, function, error):
+    with pytest.raises(error) as caught:
+        Parallel()(delayed(function)(i) for i in range(4))
+    assert type(caught.value) is error
+    assert error is RecursionError or caught.value.args == (2, "no such number")
+    assert f"in {function.__name__}" in str(caught.value.__cause__)
 
 
 def test_a_result_that_cannot_travel_is_named(context):
@@ -316,7 +399,7 @@ FAILURES = {
     "the first task raises": (lambda gate: (delayed(reciprocal)(i) for i in range(7, 100)), ZeroDivisionError),
     "the iterable raises": (lambda gate: raising_tasks(100), LookupError),
     "a task takes too long": (lambda gate: (delayed(gate.wait)() for _ in range(100)), multiprocessing.TimeoutError),
-    "a task cannot travel": (lambda gate: (delayed(id)(threading.Lock()) for _ in range(9)), TypeError),
+    "a task cannot travel": (lambda gate: (delayed(id)(threading.Lock()) for _ in range(9)), pickle.PicklingError),
 }
 
 
@@ -406,6 +489,23 @@ def test_joblibs_threshold_holds(context):
     assert Parallel(max_nbytes="1K")(delayed(look_at)(x) for _ in range(2))[0][0] is not None
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_no_array_is_kept_between_the_calls_of_a_parallel(given):
+    with contextlib.ExitStack() as stack:
+        options = {"executor": stack.enter_context(pc.Executor(2))} if given else {}
+        stack.enter_context(joblib.parallel_config(backend="parcompute", n_jobs=2, **options))
+        parallel = stack.enter_context(Parallel())
+        gone = []
+        for _ in range(2):
+            x = np.ones(LARGE)
+            x_in_tasks = [delayed(look_at)(x) for _ in range(4)]
+            assert len(set(parallel(x_in_tasks))) == 1
+            assert not parallel._backend._lent
+            gone.append(weakref.ref(x))
+            del x, x_in_tasks
+        assert [known() for known in gone] == [None, None]
+
+
 def put(array, i):
     array[i] = i + 1
 
@@ -459,8 +559,8 @@ def inner(i, **options):
     "options", [{}, {"n_jobs": 2}, {"n_jobs": 2, "backend": "parcompute"}, {"n_jobs": -1, "prefer": "threads"}], ids=str
 )
 def test_tasks_may_call_joblib(context, options):
-    found = Parallel()(delayed(inner)(i, **options) for i in range(12))
-    assert found == [sum(expected_squares(i)) for i in range(12)]
+    found = Parallel()(delayed(inner)(i, **options) for i in range(4))
+    assert found == [sum(expected_squares(i)) for i in range(4)]
 
 
 def test_the_calls_of_one_job_still_have_the_workers(context):
@@ -469,6 +569,29 @@ def test_the_calls_of_one_job_still_have_the_workers(context):
 
     (used,) = Parallel(n_jobs=1)(delayed(outer)() for _ in range(1))
     assert os.getpid() not in used
+
+
+def test_a_loop_within_a_task_has_workers_if_it_asks_for_them(context):
+    def outer():
+        inner = Parallel(n_jobs=2, backend="parcompute")(delayed(pids)(i) for i in range(4))
+        return os.getpid(), inner, Parallel(backend="parcompute")(delayed(pids)(i) for i in range(2))
+
+    for pid, with_number, without in Parallel(n_jobs=2)(delayed(outer)() for _ in range(2)):
+        assert pid not in with_number
+        assert set(without) == {pid}
+
+
+def test_a_loop_below_threads_is_sequential_and_says_so():
+    outer = Parallel(n_jobs=2, backend="threading")
+    with pytest.warns(UserWarning, match="parcompute-backed parallel loops cannot be nested below threads") as warned:
+        (found,) = outer(delayed(inner_pids)(n_jobs=2) for _ in range(1))
+    assert set(found) == {os.getpid()}
+    assert len(warned) == 1
+    assert set(*outer(delayed(inner_pids)() for _ in range(1))) == {os.getpid()}  # without a word
+
+
+def inner_pids(**options):
+    return Parallel(backend="parcompute", **options)(delayed(pids)(i) for i in range(4))
 
 
 def blas_threads(_):
@@ -487,6 +610,46 @@ def test_the_threads_of_libraries_within_tasks_are_limited_as_joblib_documents(m
     assert seen() == "1"
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert seen() == str(max(limits.usable_cpus() // 2, 1))
+
+
+# --- initializers --------------------------------------------------------------------------------------------
+
+
+def note_worker(folder, name="of a worker"):
+    os.mkdir(folder / str(os.getpid()))  # fails if it is called again
+    os.environ["PARCOMPUTE_TEST_NAME"] = name
+
+
+def worker_and_name(_):
+    return os.getpid(), os.environ.get("PARCOMPUTE_TEST_NAME")
+
+
+def test_an_initializer_of_a_context_runs_once_in_each_worker(tmp_path):
+    with joblib.parallel_config(backend="parcompute", n_jobs=2, initializer=note_worker, initargs=(tmp_path,)):
+        found = [one for _ in range(3) for one in Parallel()(delayed(worker_and_name)(i) for i in range(10))]
+    assert {name for _, name in found} == {"of a worker"}
+    assert {pid for pid, _ in found} <= {int(name) for name in os.listdir(tmp_path)}
+    assert len(os.listdir(tmp_path)) <= 2
+
+
+def test_an_initializer_of_a_parallel_goes_before_that_of_the_context(context, tmp_path):
+    for name in ("first", "second"):
+        options = {"initializer": note_worker, "initargs": (tmp_path, name)}
+        parallel = Parallel(**options)
+        for _ in range(2):
+            found = parallel(delayed(worker_and_name)(i) for i in range(4))
+            assert {seen for _, seen in found} == {name}
+    assert len(os.listdir(tmp_path)) <= 4
+    assert {name for _, name in Parallel()(delayed(worker_and_name)(i) for i in range(4))} == {None}
+
+
+def test_the_workers_of_a_started_executor_cannot_be_initialized():
+    with (
+        pc.Executor(2) as executor,
+        joblib.parallel_config(backend="parcompute", executor=executor, initializer=abs, initargs=(1,)),
+        pytest.raises(ValueError, match="comes too late"),
+    ):
+        squares(3)
 
 
 # --- an executor of the caller's -----------------------------------------------------------------------------

@@ -37,9 +37,9 @@ def register_joblib_once_imported() -> None:
 
 
 def _backend(**options: Any) -> Any:
-    from parcompute.executor.joblib_backend import Backend
+    from parcompute.executor.joblib_backend import ParcomputeBackend
 
-    return Backend(**options)
+    return ParcomputeBackend(**options)
 
 
 class _Watch:
