@@ -39,7 +39,6 @@ class Joblib(CountsDone, StoresHere):
 
     def __init__(self, options: Options) -> None:
         import joblib
-        import joblib.externals.loky.process_executor  # which registers what ends it at exit: before our own, that is
 
         self.n_workers, self.start_method = options.n_workers, ""
         self._joblib = joblib

@@ -49,9 +49,15 @@ def _finish_all() -> None:
 
 
 # What concurrent.futures itself uses: it comes before `threading` waits for its threads, and `multiprocessing` ends its
-# processes. The last that was registered comes first, and engines register what ends them when they are loaded.
+# processes. The last that was registered comes first, and engines register what ends them with their first call.
 _register = getattr(threading, "_register_atexit", atexit.register)
-_registered: set[type] = set()  # after which backends
+_registered: set[tuple[type, bool]] = set()  # after which backends were started, and were given a call
+
+
+def _register_after(backend: base.Backend, called: bool) -> None:
+    if (type(backend), called) not in _registered:
+        _registered.add((type(backend), called))
+        _register(_finish_all)
 
 
 class CallExecutor(futures.Executor):
@@ -70,9 +76,7 @@ class CallExecutor(futures.Executor):
         """Take calls from now on."""
         self._backend, self._closed = backend, False
         _open.add(self)
-        if type(backend) not in _registered:
-            _registered.add(type(backend))
-            _register(_finish_all)
+        _register_after(backend, called=False)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
         """Schedule ``fn(*args, **kwargs)``; return its future, as `concurrent.futures` documents.
@@ -95,6 +99,7 @@ class CallExecutor(futures.Executor):
         try:
             with signals.heard():
                 self._backend.submit(base.Call(future, fn, args, kwargs))
+            _register_after(self._backend, called=True)
         except BaseException:
             self._pending.discard(future)
             raise
