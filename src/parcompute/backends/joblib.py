@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import pickle
 import threading
@@ -14,8 +16,10 @@ import numpy as np
 
 from parcompute.backends import tasks
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, WorkerLost, settle, timeline
+from parcompute.backends.broken import Broken
 from parcompute.jobs import pickling
-from parcompute.jobs.job import Job
+from parcompute.jobs.job import Failure, Job
+from parcompute.jobs.setup import Packed
 from parcompute.machine import blas, signals
 from parcompute.memory import shared, sources
 from parcompute.values.timeline import Timeline
@@ -33,6 +37,8 @@ class Joblib(CountsDone, StoresHere):
         self._turn = threading.Lock()
         self._ready_ns = 0
         self._options = options
+        self._setup = options.setup.packed() if options.setup else None
+        self._failure: Failure | None = None  # of an initializer
 
     def _parallel(self, **more: Any) -> Any:
         return self._joblib.Parallel(
@@ -41,11 +47,17 @@ class Joblib(CountsDone, StoresHere):
 
     def wait_until_ready(self) -> int:
         """Return when every worker has run a task."""
+        self._require_unbroken()
         if self._ready_ns:
             return self._ready_ns
         met: set[int] = set()
         while len(met) < self.n_workers:
-            met.update(self._parallel()(self._joblib.delayed(_who)(i) for i in range(4 * self.n_workers)))
+            who = self._joblib.delayed(_who)
+            try:
+                met.update(self._parallel()(who(self._setup) for _ in range(4 * self.n_workers)))
+            except Broken as error:
+                self._failure = error.failure
+                self._require_unbroken()
         self._pids = tuple(met)
         self._ready_ns = time.perf_counter_ns()
         return self._ready_ns
@@ -58,17 +70,20 @@ class Joblib(CountsDone, StoresHere):
             self._running = weakref.ref(caller)
             # joblib maps arrays into files by itself; an open dataset it cannot send
             job = replace(job, inputs=tuple(sources.portable(array) for array in job.inputs))
-            compute = self._joblib.delayed(tasks.compute_unless)
+            compute = self._joblib.delayed(_compute)
             stop = shared.share(np.zeros(1, np.uint8))
             submitted_ns = time.perf_counter_ns()
             try:  # a worker may die while tasks are still handed out
                 answers = self._parallel(return_as="generator_unordered")(
-                    compute(stop, job, *task) for task in list(caller.chunks())
+                    compute(self._setup, stop, job, *task) for task in list(caller.chunks())
                 )
                 for answer in answers:
                     caller.store(answer)
                     if caller.failures and not job.keep_going:
                         stop[0] = 1  # joblib warns about answers that nobody takes
+            except Broken as error:
+                self._failure = error.failure
+                self._require_unbroken()
             except Exception as error:  # of joblib, of pickle, of the kernel: each is put into our words
                 raise self._translated(error, job) from error
             troubles = caller.troubles()
@@ -87,6 +102,7 @@ class Joblib(CountsDone, StoresHere):
 
     def submit(self, call: Call) -> None:
         """Run a call on joblib's executor."""
+        self._require_unbroken()
         if (travelling := call.pickled()) is None:
             return
         pickled, keep_alive = travelling
@@ -98,14 +114,22 @@ class Joblib(CountsDone, StoresHere):
 
         def settled(done: Any) -> None:
             keep_alive.clear()
-            if (error := done.exception()) is not None:
+            error = done.exception()
+            if isinstance(error, Broken):
+                self._failure = error.failure
+                call.future.set_exception(Broken(error.failure))
+            elif error is not None:
                 lost = self._translated(error)
                 lost.__cause__ = error if lost is not error else error.__cause__
                 call.future.set_exception(lost)
             else:
                 settle(call.future, *done.result())
 
-        self._executor().submit(worker.run_call, pickled).add_done_callback(settled)
+        self._executor().submit(_call, self._setup, pickled).add_done_callback(settled)
+
+    def _require_unbroken(self) -> None:
+        if self._failure is not None:
+            raise Broken(self._failure)
 
     def _executor(self) -> Any:
         from joblib.externals.loky import get_reusable_executor
@@ -131,5 +155,25 @@ class Joblib(CountsDone, StoresHere):
         self._ready_ns = 0
 
 
-def _who(_: int) -> int:
-    return os.getpid()
+@functools.cache  # once for all tasks of an executor that a worker process gets
+def _taken(setup: Packed) -> tasks.Place:
+    return tasks.taken(setup)
+
+
+def _at(setup: Packed | None) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if setup is None else tasks.at(_taken(setup))
+
+
+def _who(setup: Packed | None) -> int:
+    with _at(setup):
+        return os.getpid()
+
+
+def _call(setup: Packed | None, pickled: bytes) -> tuple[bool, bytes]:
+    with _at(setup):
+        return worker.run_call(pickled)
+
+
+def _compute(setup: Packed | None, *task: Any) -> tasks.Answer:
+    with _at(setup):
+        return tasks.compute_unless(*task)

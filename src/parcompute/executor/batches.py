@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -65,6 +66,8 @@ class Batches:
         Calls per batch; None finds out.
     buffersize : int or None
         Calls whose results have not been taken, at most; None reads the iterables to their end at once.
+    most : int or None
+        Calls per batch, at most.
     """
 
     def __init__(
@@ -75,10 +78,12 @@ class Batches:
         n_workers: int,
         chunksize: int | None,
         buffersize: int | None,
+        most: int | None = None,
     ) -> None:
         self._submit, self._n_workers = submit, n_workers
         self._chunksize = None if chunksize is None else whole("chunksize", chunksize, at_least=1)
         self._buffersize = None if buffersize is None else whole("buffersize", buffersize, at_least=1)
+        self._most = sys.maxsize if most is None else most
         self._function, self._starred = _Function(function), len(iterables) != 1
         self._source = iter(iterables[0]) if len(iterables) == 1 else zip(*iterables, strict=False)
         self._more = True  # in the source
@@ -220,7 +225,7 @@ class Batches:
 
     def _send(self, items: Sequence[Any]) -> _Batch:
         started_s = time.perf_counter()
-        future = self._submit(_each, self._function, self._starred, items)
+        future = self._submit(len(items), _each, self._function, self._starred, items)
         batch = _Batch(items, future, time.perf_counter() - started_s)
         self._in_flight += 1
         future.add_done_callback(functools.partial(self._ended, batch))
@@ -238,7 +243,7 @@ class Batches:
         return 1 if self._chunksize is not None else int(LEAST_S / self._call_s())
 
     def _size(self) -> int:
-        left = len(self._items)
+        left = min(len(self._items), self._most)
         if self._chunksize is not None:
             return min(left, self._chunksize)
         shared = max(left // (_SHARE * self._n_workers), self._least())

@@ -52,9 +52,9 @@ class CallExecutor(futures.Executor):
         self._pending: set[futures.Future[Any]] = set()
         self._maps: weakref.WeakSet[Batches] = weakref.WeakSet()
 
-    def _begin(self, backend: base.Backend) -> None:
-        """Take calls from now on."""
-        self._backend, self._closed = backend, False
+    def _begin(self, backend: base.Backend, most: int | None = None) -> None:
+        """Take calls from now on; `most` of them at once may travel together."""
+        self._backend, self._most, self._closed = backend, most, False
         _open.add(self)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
@@ -68,16 +68,16 @@ class CallExecutor(futures.Executor):
             If the executor is closed.
         """
         self._usable()
-        return self._submit(fn, *args, **kwargs)
+        return self._submit(1, fn, *args, **kwargs)
 
-    def _submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
+    def _submit(self, n_calls: int, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
         future: futures.Future[Any] = futures.Future()
         future._condition = signals.Condition()  # else Ctrl-C here could stop all calls
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
         try:
             with signals.heard():
-                self._backend.submit(base.Call(future, fn, args, kwargs))
+                self._backend.submit(base.Call(future, fn, args, kwargs, n_calls))
         except BaseException:
             self._pending.discard(future)
             raise
@@ -116,7 +116,7 @@ class CallExecutor(futures.Executor):
         """
         self._usable()
         deadline = None if timeout is None else time.monotonic() + timeout
-        batches = Batches(self._submit, fn, iterables, self._backend.n_workers, chunksize, buffersize)
+        batches = Batches(self._submit, fn, iterables, self._backend.n_workers, chunksize, buffersize, self._most)
         with self._lock:
             self._maps.add(batches)
             if self._closed:  # meanwhile

@@ -8,13 +8,15 @@ import io
 import os
 import pickle
 import sys
-from collections.abc import Callable
-from types import CodeType
+from collections import ChainMap
+from collections.abc import Callable, MutableMapping
+from types import CodeType, FunctionType
 from typing import Any
 
 import cloudpickle
 import numpy as np
 
+from parcompute.jobs import variables
 from parcompute.memory import shared, sources
 
 # A plain array of more bytes is shared instead of sent; below, a pickle costs less than a segment.
@@ -25,6 +27,9 @@ _FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRan
 
 # Says how an array-like value travels, as `sources.refer` does.
 Refer = Callable[[Any], tuple[Any, Any] | None]
+
+# How further types are reduced, as in `pickle.Pickler.dispatch_table`.
+Table = MutableMapping[Any, Any]
 
 _refer: Refer = functools.partial(sources.refer, share_above=SHARE_ABOVE)
 
@@ -43,7 +48,18 @@ class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ha
         if type(obj) is CodeType:
             make, args, *_ = self.dispatch_table[CodeType](obj)
             return _code, (obj.co_filename, make, args)
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        if type(obj) is FunctionType and isinstance(reduced, tuple):
+            *made, set_state = reduced
+            return *made[:2], (set_state, made[2]), None, None, _set_state
+        return reduced
+
+
+def _set_state(function: FunctionType, state: tuple[Callable[[FunctionType, Any], None], Any]) -> None:
+    """Complete a function that has travelled by value."""
+    set_state, its_state = state
+    set_state(function, its_state)
+    variables.give(function)
 
 
 def _code(filename: str, make: Callable[..., CodeType], args: tuple[Any, ...]) -> CodeType:
@@ -53,7 +69,9 @@ def _code(filename: str, make: Callable[..., CodeType], args: tuple[Any, ...]) -
 class _Pickler(_CodePickler):
     """Sends big arrays as references, wherever in the object graph they sit."""
 
-    def __init__(self, file: io.BytesIO, refer: Refer | None = None) -> None:
+    def __init__(self, file: io.BytesIO, refer: Refer | None = None, table: Table | None = None) -> None:
+        if table is not None:  # before C looks for it
+            self.dispatch_table: Table = ChainMap(table, _CodePickler.dispatch_table)
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self.keep_alive: list[Any] = []
         self._refer = refer or _refer
@@ -71,7 +89,7 @@ class _Pickler(_CodePickler):
         return sources.open_reference, (where,)
 
 
-def dumps(value: Any, name: str, refer: Refer | None = None) -> tuple[bytes, list[Any]]:
+def dumps(value: Any, name: str, refer: Refer | None = None, table: Table | None = None) -> tuple[bytes, list[Any]]:
     """Pickle a value for the workers; arrays in shared memory or files, and big ones, as references.
 
     Parameters
@@ -82,6 +100,8 @@ def dumps(value: Any, name: str, refer: Refer | None = None) -> tuple[bytes, lis
         What to call it in an error.
     refer : callable, optional
         Says how arrays travel; None shares the big ones.
+    table : mapping, optional
+        Further types.
 
     Returns
     -------
@@ -96,7 +116,7 @@ def dumps(value: Any, name: str, refer: Refer | None = None) -> tuple[bytes, lis
         Naming the object.
     """
     file = io.BytesIO()
-    pickler = _Pickler(file, refer)
+    pickler = _Pickler(file, refer, table)
     # In a process that multiprocessing has started, the user's main module has this name, and no worker has it.
     if (main := sys.modules.get("__mp_main__")) is not None:
         cloudpickle.register_pickle_by_value(main)

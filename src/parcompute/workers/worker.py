@@ -8,6 +8,7 @@ parent ── job, arrays ──► worker ── shape of block 0, odd results,
 from __future__ import annotations
 
 import contextlib
+import multiprocessing.process
 import os
 import pickle
 import sys
@@ -23,9 +24,10 @@ import numpy as np
 from parcompute.jobs import pickling
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.schedule import BETWEEN, DONE, FAILED, Board, FileClaims, Pass, ThreadClaims
+from parcompute.jobs.setup import Setup, State
 from parcompute.machine import blas, malloc
 from parcompute.memory import segments, shared
-from parcompute.workers import start
+from parcompute.workers import handover, start
 
 # The stamp of a block that has no time limit any more: its kernel has returned.
 _COMPUTED = 2**63 - 1
@@ -43,6 +45,8 @@ class Settings:
     path: list[str]
     argv: list[str]
     cpus: frozenset[int] | None  # None leaves the mask alone
+    authkey: bytes  # by which the managers of multiprocessing know the processes of this program
+    setup: handover.Handed | None  # None is inherited, or nothing to do
 
 
 def walk(
@@ -129,7 +133,7 @@ def walk(
             return
 
 
-def main(channel_fd: int, claims_fd: int) -> None:
+def main(channel_fd: int, claims_fd: int, inherited: Setup | None = None) -> None:
     """Serve a parent until it says "quit" or is gone: the whole life of a worker process.
 
     Parameters
@@ -138,25 +142,37 @@ def main(channel_fd: int, claims_fd: int) -> None:
         Of the socket to the parent.
     claims_fd : int
         Of the file that hands out claims.
+    inherited : Setup, optional
+        What to do first, where it need not travel.
     """
     channel = Connection(channel_fd)
     start.hold(channel)
     with contextlib.suppress(EOFError, ConnectionError):
         settings: Settings = channel.recv()
+        if settings.setup is not None:
+            handover.receive_fds(channel, settings.setup)
         libraries = _settle(settings)
         segments.hold_mappings()
-        desk = _Desk(channel, FileClaims(claims_fd), settings)
+        try:
+            setup = settings.setup.packed.opened() if settings.setup else inherited or Setup()
+            setup.initialize()
+        except BaseException as error:  # no worker will get any further
+            channel.send(("broken", Failure.before_blocks(error)))
+            return
+        desk = _Desk(channel, FileClaims(claims_fd), settings, setup)
         channel.send(("ready", time.perf_counter_ns(), libraries))
         while (message := channel.recv())[0] != "quit":
             getattr(desk, message[0])(*message[1:])
             del message  # it may hold the last reference to arrays that the parent has released
+        desk.leave()
 
 
 class _Desk:
     """What a worker does on each kind of message."""
 
-    def __init__(self, channel: Connection, claims: FileClaims, settings: Settings) -> None:
+    def __init__(self, channel: Connection, claims: FileClaims, settings: Settings, setup: Setup) -> None:
         self.channel, self.claims, self.settings = channel, claims, settings
+        self.states = [State(setup.state) for _ in range(settings.n_threads)]
         self.job: Job | None = None
         self.job_number = -1
         self.sending, self.receiving = threading.Lock(), threading.Lock()
@@ -200,7 +216,13 @@ class _Desk:
 
     def call(self, number: int, pickled: bytes) -> None:
         """Run a submitted call and send what it returned or raised."""
-        self._send("result", number, *run_call(pickled))
+        with self.states[0].here():
+            self._send("result", number, *run_call(pickled))
+
+    def leave(self) -> None:
+        """Close what the threads of this worker keep."""
+        for state in self.states:
+            state.close()
 
     def _lane(self, number: int, pass_: Pass, board: Board, worker: int) -> None:
         assert self.job is not None
@@ -224,7 +246,8 @@ class _Desk:
             self._send("failed", number, failure)
 
         try:
-            walk(self.job, pass_, board, self.claims, worker, shaped, odd, failed)
+            with self.states[worker - self.settings.worker].here():
+                walk(self.job, pass_, board, self.claims, worker, shaped, odd, failed)
         except BaseException as error:  # outside any block: a file cannot be opened, memory is short
             if is_ctrl_c(error):
                 raise
@@ -271,6 +294,7 @@ def _settle(settings: Settings) -> Any:
     sys.path[:], sys.argv[:] = settings.path, settings.argv
     with contextlib.suppress(OSError):  # the folder may be gone by now
         os.chdir(settings.folder)
+    multiprocessing.process.current_process().authkey = settings.authkey
     _keep_to(settings.cpus)
     malloc.keep_freed()
     # A forked process would continue the parent's legacy streams, the same in every worker.
