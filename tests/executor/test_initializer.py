@@ -23,7 +23,7 @@ MEDIA = {
     "serial": {"workers": 1, "backend": "serial"},
     "threads": {"workers": 2, "backend": "threads"},
     "auto": {"workers": 2, "backend": "auto"},
-    **{f"processes-{method}": {"workers": 2, "start_method": method} for method in ("fork", "forkserver", "spawn")},
+    **{f"processes-{method}": {"workers": 2, "start_method": method} for method in ("fork", "forkserver")},
     "pool": {"workers": 2, "backend": "pool", "start_method": "forkserver"},
     "joblib": {"workers": 2, "backend": "joblib"},
 }

@@ -29,26 +29,30 @@ class Serial(CountsDone, StoresHere):
         self._setup, self._state = options.setup, State(options.setup.state)
         self._lock = threading.Lock()
         self._failure: Failure | None = None  # of the initializer
-        self._initialized = False
+        self._initialized = options.setup.initializer is None
 
     def wait_until_ready(self) -> int:
         """Return when the initializer has run, in the thread that asks first."""
-        with signals.taken(self._lock), signals.at_any_line():
-            if not self._initialized:
-                self._initialized = True
-                try:
-                    self._setup.initialize()
-                except BaseException as error:
-                    if is_ctrl_c(error):
-                        self._initialized = False
-                        raise
-                    self._failure = Failure.before_blocks(error)
-                self._ready_ns = time.perf_counter_ns()
+        if not self._initialized:
+            with signals.taken(self._lock), signals.at_any_line():
+                self._initialize()
         if self._failure is not None:
             from parcompute.backends.broken import Broken
 
             raise Broken(self._failure)
         return self._ready_ns
+
+    def _initialize(self) -> None:
+        if self._initialized:  # by another thread meanwhile
+            return
+        try:
+            self._setup.initialize()
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            self._failure = Failure.before_blocks(error)
+        self._ready_ns = time.perf_counter_ns()
+        self._initialized = True
 
     def run(self, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Compute every block once."""

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from parcompute.backends.base import Trouble, conclude
 from parcompute.backends.broken import Broken
+from parcompute.jobs import variables
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.outputs import Allocate
 from parcompute.jobs.schedule import DONE
@@ -35,7 +36,8 @@ def taken(setup: Setup | Packed) -> Place:
     """Set this worker process up; what is kept is closed at the end of it."""
     try:
         opened = setup.opened()
-        opened.initialize()
+        with variables.kept(opened.initializer):
+            opened.initialize()
     except BaseException as error:  # the tasks will say so
         return Failure.before_blocks(error)
     state = State(opened.state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -9,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, timeline
@@ -57,7 +59,7 @@ class Threads(CountsDone, StoresHere):
 
     def wait_until_ready(self) -> int:
         """Return when the last thread has run the initializer."""
-        while wait(self._checked_in, signals.LOOK_S).not_done:
+        while not all(self._ready_ns) and wait(self._checked_in, signals.LOOK_S).not_done:
             signals.look()
         self._require_unbroken()
         return max(self._ready_ns)
@@ -98,7 +100,7 @@ class Threads(CountsDone, StoresHere):
     def submit(self, call: Call) -> None:
         """Call in one of the threads."""
         self._require_unbroken()
-        self._submit(self._run, call)
+        self._pool.submit(self._run, call)
 
     def _run(self, call: Call) -> None:
         try:
@@ -106,15 +108,15 @@ class Threads(CountsDone, StoresHere):
         except Exception as error:
             if call.future.set_running_or_notify_cancel():
                 call.future.set_exception(error)
-        else:
-            call.run_here()
+        else:  # it runs from now on, and cannot be cancelled
+            replace(call, function=functools.partial(self._limited, call.function)).run_here()
 
     def _submit(self, function: Callable[..., None], *args: Any) -> Future[None]:
-        def limited() -> None:
-            with blas.limited(self._blas_threads):
-                function(*args)
+        return self._pool.submit(self._limited, function, *args)
 
-        return self._pool.submit(limited)
+    def _limited(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        with blas.limited(self._blas_threads):
+            return function(*args, **kwargs)
 
     def pids(self) -> tuple[int, ...]:
         """Return this process, once per thread."""

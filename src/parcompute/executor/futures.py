@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import _thread
 import atexit
+import functools
 import os
 import sys
 import threading
@@ -55,6 +56,8 @@ class CallExecutor(futures.Executor):
     def _begin(self, backend: base.Backend, most: int | None = None) -> None:
         """Take calls from now on; `most` of them at once may travel together."""
         self._backend, self._most, self._closed = backend, most, False
+        # A map that goes on must not keep its executor alive, whose end is what has it finish.
+        self._submit = functools.partial(_submit, backend, self._pending)
         _open.add(self)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
@@ -69,19 +72,6 @@ class CallExecutor(futures.Executor):
         """
         self._usable()
         return self._submit(1, fn, *args, **kwargs)
-
-    def _submit(self, n_calls: int, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
-        future: futures.Future[Any] = futures.Future()
-        future._condition = signals.Condition()  # else Ctrl-C here could stop all calls
-        self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
-        try:
-            with signals.heard():
-                self._backend.submit(base.Call(future, fn, args, kwargs, n_calls))
-        except BaseException:
-            self._pending.discard(future)
-            raise
-        return future
 
     @signals.heard()
     def map(
@@ -195,3 +185,25 @@ class CallExecutor(futures.Executor):
         if self._pid != os.getpid():
             raise RuntimeError(f"this executor belongs to process {self._pid}, which was forked; make a new one here")
         return self._backend
+
+
+def _submit(
+    backend: base.Backend,
+    pending: set[futures.Future[Any]],
+    n_calls: int,
+    fn: Callable[..., Any],
+    /,
+    *args: Any,
+    **kwargs: Any,
+) -> futures.Future[Any]:
+    future: futures.Future[Any] = futures.Future()
+    future._condition = signals.Condition()  # else Ctrl-C here could stop all calls
+    pending.add(future)
+    future.add_done_callback(pending.discard)
+    try:
+        with signals.heard():
+            backend.submit(base.Call(future, fn, args, kwargs, n_calls))
+    except BaseException:
+        pending.discard(future)
+        raise
+    return future

@@ -34,7 +34,7 @@ Table = MutableMapping[Any, Any]
 _refer: Refer = functools.partial(sources.refer, share_above=SHARE_ABOVE)
 
 
-class CannotTravel(TypeError):
+class CannotTravel(TypeError, pickle.PicklingError):
     """Something cannot be pickled for the workers; the message names it."""
 
 

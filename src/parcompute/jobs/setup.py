@@ -13,7 +13,7 @@ from multiprocessing import context
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from parcompute.jobs import pickling, variables
+from parcompute.jobs import pickling
 
 _here = threading.local()  # .state is the one of the worker whose block or call this thread runs
 
@@ -59,9 +59,12 @@ class State:
         self._kept: list[Any] = []  # the object, once it is made
         self._closing = contextlib.ExitStack()
 
-    @contextlib.contextmanager
-    def here(self) -> Iterator[None]:
+    def here(self) -> contextlib.AbstractContextManager[None]:
         """Have `worker_state` return this one's object in this thread."""
+        return contextlib.nullcontext() if self._make is None else self._here()
+
+    @contextlib.contextmanager
+    def _here(self) -> Iterator[None]:
         before = getattr(_here, "state", None)
         self.stay()
         try:
@@ -122,8 +125,7 @@ class Setup:
         if self.initializer is None:
             return
         try:
-            with variables.kept(self.initializer):
-                self.initializer(*self.initargs)
+            self.initializer(*self.initargs)
         except BaseException:
             _log("Exception in initializer:")
             raise

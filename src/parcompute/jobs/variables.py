@@ -19,8 +19,8 @@ _kept: dict[str, dict[str, Any]] = {}  # by the name of the module
 
 
 @contextlib.contextmanager
-def kept(initializer: Callable[..., Any]) -> Iterator[None]:
-    """Keep what an initializer, which runs within, has set or may have changed."""
+def kept(initializer: Callable[..., Any] | None) -> Iterator[None]:
+    """Keep what an initializer, which runs within, has set or may have changed in this worker process."""
     while isinstance(initializer, functools.partial):
         initializer = initializer.func
     if not isinstance(initializer, FunctionType):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from parcompute.jobs import pickling
+from parcompute.jobs import pickling, variables
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.schedule import BETWEEN, DONE, FAILED, Board, FileClaims, Pass, ThreadClaims
 from parcompute.jobs.setup import Setup, State
@@ -155,8 +155,10 @@ def main(channel_fd: int, claims_fd: int, inherited: Setup | None = None) -> Non
         segments.hold_mappings()
         try:
             setup = settings.setup.packed.opened() if settings.setup else inherited or Setup()
-            setup.initialize()
+            with variables.kept(setup.initializer):
+                setup.initialize()
         except BaseException as error:  # no worker will get any further
+            _flush_queues()  # this process is killed as soon as the parent hears of it
             channel.send(("broken", Failure.before_blocks(error)))
             return
         desk = _Desk(channel, FileClaims(claims_fd), settings, setup)
@@ -223,6 +225,7 @@ class _Desk:
         """Close what the threads of this worker keep."""
         for state in self.states:
             state.close()
+        _flush_queues()
 
     def _lane(self, number: int, pass_: Pass, board: Board, worker: int) -> None:
         assert self.job is not None
@@ -285,6 +288,16 @@ def run_call(pickled: bytes) -> tuple[bool, bytes]:
         if is_ctrl_c(error):
             raise
         return False, pickle.dumps(Failure.before_blocks(error))
+
+
+def _flush_queues() -> None:
+    """Send what is left in the queues of multiprocessing, whose threads end with this process.
+
+    The end of a process that multiprocessing has started does this, and more: it ends the children of its parent.
+    """
+    if (util := sys.modules.get("multiprocessing.util")) is not None:
+        util._run_finalizers(0)
+        util._run_finalizers()
 
 
 def _settle(settings: Settings) -> Any:
