@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from parcompute.experiments.experiment import experiment
     from parcompute.jobs.checkpoint_file import CheckpointError
     from parcompute.jobs.job import KernelError
+    from parcompute.jobs.setup import worker_state
     from parcompute.memory.segments import SharedMemoryFull
     from parcompute.memory.shared import SharedArray, share
     from parcompute.values.blocks import Block, Plan
@@ -41,6 +42,7 @@ __all__ = [
     "losses",
     "register_joblib",
     "share",
+    "worker_state",
 ]
 
 # Where each name is at home: looked up when it is first asked for, so that `import parcompute` loads next to nothing.
@@ -60,6 +62,7 @@ _HOMES = {
     "experiment": "experiments.experiment",
     "losses": "analysis.losses",
     "share": "memory.shared",
+    "worker_state": "jobs.setup",
 }
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from parcompute.jobs import pickling
 from parcompute.jobs.job import Failure, Job, KernelError, is_ctrl_c
+from parcompute.jobs.setup import Setup
 from parcompute.values.timeline import CHUNK_DTYPE, DEATH_DTYPE, WORKER_DTYPE, Timeline
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class Options:
         Whether each worker keeps to cores of its own.
     retries : int
         How many workers one block or call may cost before it is given up.
+    setup : Setup
+        What each worker does first, and what it keeps.
+    most_calls : int or None
+        After so many submitted calls a worker process ends, and another takes its place.
     """
 
     n_workers: int
@@ -60,6 +65,8 @@ class Options:
     blas_threads: int | None
     pin: bool
     retries: int
+    setup: Setup = field(default_factory=Setup)
+    most_calls: int | None = None
 
 
 class Backend(Protocol):
@@ -108,12 +115,13 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One submitted call and the future that waits for it."""
+    """One submitted call, or a batch of `n_calls`, and the future that waits for it."""
 
     future: Future[Any]
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    n_calls: int = 1
 
     def run_here(self) -> None:
         """Call in this thread, unless it was cancelled, and settle the future."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -26,8 +27,10 @@ from parcompute.backends.base import (
     settle,
     timeline,
 )
+from parcompute.backends.broken import Broken
 from parcompute.jobs import modules, pickling
-from parcompute.jobs.job import Job
+from parcompute.jobs.job import Failure, Job
+from parcompute.jobs.setup import Packed
 from parcompute.machine import blas, signals
 from parcompute.memory import shared, sources
 from parcompute.values.timeline import Timeline
@@ -46,6 +49,8 @@ class Joblib(CountsDone, StoresHere):
         self._ready_ns = 0
         self._options = options
         modules.notice()
+        self._setup = options.setup.packed() if options.setup else None
+        self._failure: Failure | None = None  # of an initializer
 
     def _parallel(self, **more: Any) -> Any:
         return self._joblib.Parallel(
@@ -54,13 +59,18 @@ class Joblib(CountsDone, StoresHere):
 
     def wait_until_ready(self) -> int:
         """Return when every worker has run a task."""
+        self._require_unbroken()
         if self._ready_ns:
             return self._ready_ns
         met: set[int] = set()
-        who = self._joblib.delayed(_who)(surroundings.Place.here())
-        with surroundings.starting({}):
-            while len(met) < self.n_workers:
-                met.update(self._parallel()([who] * (4 * self.n_workers)))
+        who = self._joblib.delayed(_who)(surroundings.Place.here(), self._setup)
+        try:
+            with surroundings.starting({}):
+                while len(met) < self.n_workers:
+                    met.update(self._parallel()([who] * (4 * self.n_workers)))
+        except Broken as error:
+            self._failure = error.failure
+            self._require_unbroken()
         self._pids = tuple(met)
         self._ready_ns = time.perf_counter_ns()
         return self._ready_ns
@@ -79,12 +89,15 @@ class Joblib(CountsDone, StoresHere):
             submitted_ns = time.perf_counter_ns()
             try:  # a worker may die while tasks are still handed out
                 answers = self._parallel(return_as="generator_unordered")(
-                    compute(stop, number, pickled, inputs, *task) for task in list(caller.chunks())
+                    compute(self._setup, stop, number, pickled, inputs, *task) for task in list(caller.chunks())
                 )
                 for answer in answers:
                     caller.store(answer)
                     if caller.failures and not job.keep_going:
                         stop[0] = 1  # joblib warns about answers that nobody takes
+            except Broken as error:
+                self._failure = error.failure
+                self._require_unbroken()
             except Exception as error:  # of joblib or of pickle: each is put into our words
                 raise self._translated(error) from error
             del keep_alive
@@ -102,6 +115,7 @@ class Joblib(CountsDone, StoresHere):
 
     def submit(self, call: Call) -> None:
         """Run a call on joblib's executor."""
+        self._require_unbroken()
         if (travelling := call.pickled()) is None:
             return
         pickled, keep_alive = travelling
@@ -113,14 +127,22 @@ class Joblib(CountsDone, StoresHere):
 
         def settled(done: Any) -> None:
             keep_alive.clear()
-            if (error := done.exception()) is not None:
+            error = done.exception()
+            if isinstance(error, Broken):
+                self._failure = error.failure
+                deliver(call.future, error=Broken(error.failure))
+            elif error is not None:
                 lost = self._translated(error)
                 lost.__cause__ = error if lost is not error else error.__cause__
                 deliver(call.future, error=lost)
             else:
                 settle(call.future, *done.result()[:2])
 
-        self._executor().submit(worker.run_call, pickled).add_done_callback(settled)
+        self._executor().submit(_call, self._setup, pickled).add_done_callback(settled)
+
+    def _require_unbroken(self) -> None:
+        if self._failure is not None:
+            raise Broken(self._failure)
 
     def _executor(self) -> Any:
         from joblib.externals.loky import get_reusable_executor
@@ -146,9 +168,24 @@ class Joblib(CountsDone, StoresHere):
         self._ready_ns = 0
 
 
-def _who(place: surroundings.Place) -> int:
+def _who(place: surroundings.Place, setup: Packed | None) -> int:
     place.restore()
-    return os.getpid()
+    with _at(setup):
+        return os.getpid()
+
+
+@functools.cache  # once for all tasks of an executor that a worker process gets
+def _taken(setup: Packed) -> tasks.Place:
+    return tasks.taken(setup)
+
+
+def _at(setup: Packed | None) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if setup is None else tasks.at(_taken(setup))
+
+
+def _call(setup: Packed | None, pickled: bytes) -> tuple[bool, bytes, bool]:
+    with _at(setup):
+        return worker.run_call(pickled)
 
 
 # Of the jobs of all executors: they share joblib's workers.
@@ -156,14 +193,15 @@ _numbers = itertools.count()
 
 
 def _chunk(
+    setup: Packed | None,
     stop: npt.NDArray[np.uint8],
     number: int,
     pickled: bytes,
     inputs: tuple[Any, ...],
-    chunk: int,
-    blocks: tuple[int, ...] | None,
+    *task: Any,
 ) -> tasks.Answer:
-    return tasks.compute_unless(stop, replace(_arrived(number, pickled), inputs=inputs), chunk, blocks)
+    with _at(setup):  # before the kernel arrives, which finds then what the initializer has set
+        return tasks.compute_unless(stop, replace(_arrived(number, pickled), inputs=inputs), *task)
 
 
 @functools.lru_cache(maxsize=1)

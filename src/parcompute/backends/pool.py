@@ -34,9 +34,11 @@ from parcompute.backends.base import (
     settle,
     timeline,
 )
+from parcompute.backends.broken import Broken
 from parcompute.backends.processes.crew import ending
 from parcompute.jobs import modules, pickling
-from parcompute.jobs.job import Job
+from parcompute.jobs.job import Failure, Job
+from parcompute.jobs.setup import Packed, Setup
 from parcompute.machine import blas, signals
 from parcompute.memory import shared
 from parcompute.values.timeline import Timeline
@@ -55,7 +57,8 @@ class Pool(CountsDone, StoresHere):
     def __init__(self, options: Options) -> None:
         self.n_workers, self.start_method = options.n_workers, options.start_method
         self._context = multiprocessing.get_context(options.start_method)
-        self._blas_threads = options.blas_threads
+        self._blas_threads, self._setup = options.blas_threads, options.setup
+        self._failure: Failure | None = None  # of an initializer
         self._turn = threading.Lock()
         self._pool: Any = None
         self._n_jobs = 0
@@ -67,7 +70,7 @@ class Pool(CountsDone, StoresHere):
 
     def _open(self) -> None:
         modules.notice()
-        initializer = partial(_initialize, self._blas_threads, surroundings.Place.here())
+        initializer = partial(_initialize, self._blas_threads, surroundings.Place.here(), self._setup)
         with surroundings.starting(blas.variables(self._blas_threads)):  # spawned workers read them when they load BLAS
             self._pool = _Workers(self.n_workers, initializer, context=self._context)
         self._processes = list(self._pool._pool)
@@ -78,7 +81,12 @@ class Pool(CountsDone, StoresHere):
         with signals.taken(self._turn):
             return self._all_ready()
 
+    def _require_unbroken(self) -> None:
+        if self._failure is not None:
+            raise Broken(self._failure)
+
     def _all_ready(self) -> int:
+        self._require_unbroken()
         if codes := self._deaths():  # while nobody looked
             self._begin_anew(_lost(codes))
         if self._ready_ns:
@@ -87,6 +95,9 @@ class Pool(CountsDone, StoresHere):
         while len(met) < self.n_workers:
             try:
                 met.update(self._watched(self._pool.imap_unordered(_who, range(4 * self.n_workers))))
+            except Broken as error:  # the tasks that are left say the same
+                self._failure = error.failure
+                self._require_unbroken()
             except BaseException as error:  # Ctrl-C too: tasks are left in the queues
                 self._begin_anew(error)
                 raise
@@ -119,6 +130,7 @@ class Pool(CountsDone, StoresHere):
 
     def submit(self, call: Call) -> None:
         """Apply a call."""
+        self._require_unbroken()
         future = call.future
         if (travelling := call.pickled()) is None:
             return
@@ -132,6 +144,9 @@ class Pool(CountsDone, StoresHere):
                 settle(future, *answer[:2])
 
         def failed(error: BaseException) -> None:
+            if isinstance(error, Broken):
+                self._failure = error.failure
+                error = Broken(error.failure)
             if self._forget(future):
                 deliver(future, error=error)
 
@@ -143,7 +158,7 @@ class Pool(CountsDone, StoresHere):
             self._news.notify_all()
             pool = self._pool
         try:
-            pool.apply_async(worker.run_call, (pickled,), callback=settled, error_callback=failed)
+            pool.apply_async(_call, (pickled,), callback=settled, error_callback=failed)
         except ValueError as error:  # it has ended meanwhile
             failed(error)
 
@@ -324,11 +339,16 @@ def _lost(codes: tuple[int, ...]) -> WorkerLost:
     )
 
 
-def _initialize(blas_threads: int | None, place: surroundings.Place) -> None:
+_place: tasks.Place  # of this worker process
+
+
+def _initialize(blas_threads: int | None, place: surroundings.Place, setup: Setup | Packed) -> None:
+    global _place
     place.restore()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     np.random.seed()
     blas.limit(blas_threads)
+    _place = tasks.taken(setup)
 
 
 _job: tuple[int, Job] | None = None  # of this worker process: unpickled once for all its chunks
@@ -338,8 +358,15 @@ def _chunk(number: int, pickled: shared.SharedArray, task: tuple[int, tuple[int,
     global _job
     if _job is None or _job[0] != number:
         _job = (number, pickling.loads(pickled[1:].tobytes()))
-    return pickling.dumps_back(tasks.compute_unless(pickled, _job[1], *task))
+    with tasks.at(_place):
+        return pickling.dumps_back(tasks.compute_unless(pickled, _job[1], *task))
+
+
+def _call(pickled: bytes) -> tuple[bool, bytes, bool]:
+    with tasks.at(_place):
+        return worker.run_call(pickled)
 
 
 def _who(_: int) -> int:
-    return os.getpid()
+    with tasks.at(_place):
+        return os.getpid()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import weakref
 from typing import Any
 
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, timeline
-from parcompute.jobs.job import Failure, Job
+from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.schedule import Board, Pass, ThreadClaims
+from parcompute.jobs.setup import State
 from parcompute.machine import blas, signals
 from parcompute.values.timeline import Timeline
 from parcompute.workers.worker import walk
@@ -24,13 +26,37 @@ class Serial(CountsDone, StoresHere):
         self.n_workers, self.start_method = 1, ""
         self._ready_ns = time.perf_counter_ns()
         self._blas_threads = options.blas_threads
+        self._setup, self._state = options.setup, State(options.setup.state)
+        self._lock = threading.Lock()
+        self._failure: Failure | None = None  # of the initializer
+        self._initialized = options.setup.initializer is None
 
     def wait_until_ready(self) -> int:
-        """Return at once."""
+        """Return when the initializer has run, in the thread that asks first."""
+        if not self._initialized:
+            with signals.taken(self._lock), signals.at_any_line():
+                self._initialize()
+        if self._failure is not None:
+            from parcompute.backends.broken import Broken
+
+            raise Broken(self._failure)
         return self._ready_ns
+
+    def _initialize(self) -> None:
+        if self._initialized:  # by another thread meanwhile
+            return
+        try:
+            self._setup.initialize()
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            self._failure = Failure.before_blocks(error)
+        self._ready_ns = time.perf_counter_ns()
+        self._initialized = True
 
     def run(self, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Compute every block once."""
+        self.wait_until_ready()
         board = Board(1, job.plan.n_blocks, job.plan.n_chunks)
         job.follow(board.done)
         self._running = weakref.ref(board)
@@ -40,7 +66,7 @@ class Serial(CountsDone, StoresHere):
 
         submitted_ns = time.perf_counter_ns()
         failures: list[Failure] = []
-        with blas.limited(self._blas_threads), signals.at_any_line():
+        with blas.limited(self._blas_threads), signals.at_any_line(), self._state.here():
             walk(job, Pass.first(job.plan), board, ThreadClaims(), 0, shaped, job.outputs.keep, failures.append)
         troubles = conclude(job, failures)
         workers = [(os.getpid(), self._ready_ns)]
@@ -48,7 +74,8 @@ class Serial(CountsDone, StoresHere):
 
     def submit(self, call: Call) -> None:
         """Call at once."""
-        with blas.limited(self._blas_threads), signals.at_any_line():
+        self.wait_until_ready()
+        with blas.limited(self._blas_threads), signals.at_any_line(), self._state.here():
             call.run_here()
 
     def pids(self) -> tuple[int, ...]:
@@ -56,7 +83,9 @@ class Serial(CountsDone, StoresHere):
         return (os.getpid(),)
 
     def close(self, *, wait: bool) -> None:
-        """Nothing to end."""
+        """Close what is kept; there is nothing to end."""
+        with signals.at_any_line():
+            self._state.close()
 
     def kill(self) -> None:
         """Nothing to end."""

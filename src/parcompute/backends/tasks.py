@@ -6,6 +6,8 @@ of its blocks and its stamps, pickled by the engine, and the caller puts them in
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing.util
 import os
 import pickle
 import time
@@ -17,12 +19,42 @@ import numpy as np
 import numpy.typing as npt
 
 from parcompute.backends.base import Trouble, conclude
-from parcompute.jobs import pickling
+from parcompute.backends.broken import Broken
+from parcompute.jobs import pickling, variables
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.outputs import Allocate
 from parcompute.jobs.schedule import DONE
+from parcompute.jobs.setup import Packed, Setup, State
 from parcompute.values.blocks import Block
 from parcompute.values.timeline import CHUNK_DTYPE
+
+Place = State | Failure  # of a worker process: what it keeps, or why it has nothing
+
+
+def taken(setup: Setup | Packed) -> Place:
+    """Set this worker process up; what is kept is closed at the end of it."""
+    try:
+        opened = setup.opened()
+        with variables.kept(opened.initializer):
+            opened.initialize()
+    except BaseException as error:  # the tasks will say so
+        return Failure.before_blocks(error)
+    state = State(opened.state)
+    multiprocessing.util.Finalize(None, state.close, exitpriority=0)
+    return state
+
+
+def at(place: Place) -> contextlib.AbstractContextManager[None]:
+    """Run a task in a place that was taken.
+
+    Raises
+    ------
+    BrokenProcessPool
+        If there is none, since the initializer has failed.
+    """
+    if isinstance(place, Failure):
+        raise Broken(place)
+    return place.here()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -9,12 +10,14 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
-from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, timeline
+from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, deliver, timeline
 from parcompute.jobs.job import Failure, Job
 from parcompute.jobs.outputs import Allocate
 from parcompute.jobs.schedule import WAITING, Board, Pass, ThreadClaims
+from parcompute.jobs.setup import State
 from parcompute.machine import blas, signals
 from parcompute.values.timeline import Timeline
 from parcompute.workers.worker import walk
@@ -28,6 +31,11 @@ class Threads(CountsDone, StoresHere):
         self._blas_threads = options.blas_threads
         self._pool = ThreadPoolExecutor(options.n_workers, thread_name_prefix="parcompute")
         self._turn = threading.Lock()
+        self._setup = options.setup
+        self._states = [State(options.setup.state) for _ in range(options.n_workers)]
+        self._failure: Failure | None = None  # of an initializer
+        self._closing = threading.Lock()
+        self._leaving: threading.Barrier | None = None
         self._ready_ns = [0] * options.n_workers
         self.idents = [0] * options.n_workers  # of the threads, by number
         self._start()
@@ -37,17 +45,30 @@ class Threads(CountsDone, StoresHere):
         barrier = threading.Barrier(self.n_workers + 1)
 
         def check_in(worker: int) -> None:
-            self._ready_ns[worker] = time.perf_counter_ns()
             self.idents[worker] = threading.get_ident()
             barrier.wait()
+            self._states[worker].stay()
+            try:
+                self._setup.initialize()
+            except BaseException as error:  # whoever has calls for this thread must hear of it
+                self._failure = Failure.before_blocks(error)
+            self._ready_ns[worker] = time.perf_counter_ns()
 
-        for worker in range(self.n_workers):
-            self._pool.submit(check_in, worker)
+        self._checked_in = [self._pool.submit(check_in, worker) for worker in range(self.n_workers)]
         barrier.wait()
 
     def wait_until_ready(self) -> int:
-        """Return at once: the threads run since the start."""
+        """Return when the last thread has run the initializer."""
+        while not all(self._ready_ns) and wait(self._checked_in, signals.LOOK_S).not_done:
+            signals.look()
+        self._require_unbroken()
         return max(self._ready_ns)
+
+    def _require_unbroken(self) -> None:
+        if self._failure is not None:
+            from parcompute.backends.broken import Broken
+
+            raise Broken(self._failure)
 
     def run(self, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Compute every block once."""
@@ -60,6 +81,7 @@ class Threads(CountsDone, StoresHere):
 
     def walks(self, job: Job) -> Walks:
         """Return the walks of a job's pass, none of which has begun."""
+        self.wait_until_ready()
         walks = Walks(job, self.n_workers, self._submit, self.allocate)
         self._running = weakref.ref(walks.board)
         return walks
@@ -77,27 +99,62 @@ class Threads(CountsDone, StoresHere):
 
     def submit(self, call: Call) -> None:
         """Call in one of the threads."""
-        self._submit(call.run_here)
+        self._require_unbroken()
+        self._pool.submit(self._run, call)
+
+    def _run(self, call: Call) -> None:
+        try:
+            self._require_unbroken()
+        except Exception as error:
+            if call.future.set_running_or_notify_cancel():
+                deliver(call.future, error=error)
+        else:  # it runs from now on, and cannot be cancelled
+            replace(call, function=functools.partial(self._limited, call.function)).run_here()
 
     def _submit(self, function: Callable[..., None], *args: Any) -> Future[None]:
-        def limited() -> None:
-            with blas.limited(self._blas_threads):
-                function(*args)
+        return self._pool.submit(self._limited, function, *args)
 
-        return self._pool.submit(limited)
+    def _limited(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        with blas.limited(self._blas_threads):
+            return function(*args, **kwargs)
 
     def pids(self) -> tuple[int, ...]:
         """Return this process, once per thread."""
         return (os.getpid(),) * self.n_workers
 
     def close(self, *, wait: bool) -> None:
-        """End the threads."""
+        """End the threads, each when it has closed what it keeps."""
         with signals.at_any_line():
+            with self._closing:
+                if self._setup.state is not None and self._leaving is None:
+                    self._check_out()
             self._pool.shutdown(wait=wait)
+            if wait:
+                for state in self._states:  # of threads that the interpreter has ended before
+                    state.close()
+
+    def _check_out(self) -> None:
+        """Have each thread close what it keeps, in that thread, when all are done."""
+        self._leaving = barrier = threading.Barrier(self.n_workers)
+
+        def leave() -> None:
+            try:
+                barrier.wait()
+            except threading.BrokenBarrierError:  # killed
+                return
+            self._states[self.idents.index(threading.get_ident())].close()
+
+        try:
+            for _ in range(self.n_workers):
+                self._pool.submit(leave)
+        except RuntimeError:  # the interpreter takes no more calls
+            barrier.abort()
 
     def kill(self) -> None:
         """Cancel what has not begun; threads cannot be stopped, so the others end when they are done."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._leaving is not None:
+            self._leaving.abort()
 
 
 class Walks:

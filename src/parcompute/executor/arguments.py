@@ -13,6 +13,7 @@ from parcompute.backends import base
 from parcompute.executor.progress import Report, bar
 from parcompute.jobs.job import asked_for, positional
 from parcompute.jobs.outputs import Field, Rows
+from parcompute.jobs.setup import Setup
 from parcompute.machine import limits
 from parcompute.memory import sources
 from parcompute.values import streams
@@ -23,11 +24,26 @@ MOST_WORKERS = limits.MOST_WORKERS
 
 
 def options_of(
-    workers: Any, backend: Any, threads_per_worker: Any, start_method: Any, blas_threads: Any, pin: Any, retries: Any
+    workers: Any,
+    max_workers: Any,
+    backend: Any,
+    threads_per_worker: Any,
+    start_method: Any,
+    mp_context: Any,
+    max_tasks_per_child: Any,
+    blas_threads: Any,
+    pin: Any,
+    retries: Any,
+    setup: Setup,
 ) -> tuple[str, base.Options]:
     """Return the name of the backend, and what it is asked for."""
+    name = "workers" if max_workers is None else "max_workers"
+    if workers is not None and max_workers is not None:
+        raise TypeError(f"workers={workers!r} and max_workers={max_workers!r} are one argument; pass one of them")
+    workers = workers if max_workers is None else max_workers
     if workers is None and backend == "processes" and start.in_worker():
         backend = "serial"
+        start_method = mp_context = max_tasks_per_child = None  # of processes that there are none of
         warnings.warn(
             "an executor inside a worker is serial, since all CPUs are busy; pass workers=N for more", stacklevel=3
         )
@@ -36,14 +52,25 @@ def options_of(
     threads = whole("threads_per_worker", threads_per_worker, at_least=1)
     if threads > 1 and backend != "processes":
         raise ValueError(f"threads_per_worker={threads} needs backend='processes', not {backend!r}")
+    method = start_method_of(start_method, mp_context, backend)
     return backend, base.Options(
-        n_workers=n_workers_of(workers, backend),
+        n_workers=n_workers_of(workers, backend, name),
         threads_per_worker=threads,
-        start_method=start_method_of(start_method, backend),
+        start_method=method,
         blas_threads=None if blas_threads is None else whole("blas_threads", blas_threads, at_least=1),
         pin=pin_of(pin, backend),
         retries=whole("retries", retries, at_least=1),
+        setup=setup,
+        most_calls=most_calls_of(max_tasks_per_child, backend, method),
     )
+
+
+def setup_of(initializer: Any, initargs: Any, state: Any) -> Setup:
+    """Return what the workers are set up with."""
+    for name, value in (("initializer", initializer), ("state", state)):
+        if value is not None and not callable(value):
+            raise TypeError(f"{name}={value!r} is {type(value).__name__}, and must be a callable; pass a function")
+    return Setup(initializer, tuple(initargs), state)
 
 
 def report_of(progress: Any) -> Report | None:
@@ -55,32 +82,65 @@ def report_of(progress: Any) -> Report | None:
     return bar
 
 
-def n_workers_of(workers: Any, backend: str) -> int:
+def n_workers_of(workers: Any, backend: str, name: str) -> int:
     """Return how many workers to start; warn about more than there are CPUs."""
     if workers is None:
         return 1 if backend == "serial" else limits.usable_cpus()
-    n_workers = whole("workers", workers, at_least=1)
+    n_workers = whole(name, workers, at_least=1)
     if n_workers > MOST_WORKERS:
-        raise ValueError(f"workers={n_workers} is out of range; pass 1 to {MOST_WORKERS}, or None for the usable CPUs")
+        raise ValueError(f"{name}={n_workers} is out of range; pass 1 to {MOST_WORKERS}, or None for the usable CPUs")
     if n_workers > (n_cpus := limits.usable_cpus()):
         warnings.warn(
-            f"workers={n_workers} is more than the {n_cpus} CPUs that this process may use; they will take turns",
+            f"{name}={n_workers} is more than the {n_cpus} CPUs that this process may use; they will take turns",
             stacklevel=4,
         )
     return n_workers
 
 
-def start_method_of(start_method: Any, backend: str) -> str:
+def start_method_of(start_method: Any, mp_context: Any, backend: str) -> str:
     """Return how worker processes start; empty for a backend without that choice."""
     if backend not in ("processes", "pool", "auto"):
-        if start_method is not None:
-            raise ValueError(f"start_method={start_method!r} has no meaning for backend {backend!r}; leave it out")
+        for name, value in (("start_method", start_method), ("mp_context", mp_context)):
+            if value is not None:
+                raise ValueError(f"{name}={value!r} has no meaning for backend {backend!r}; leave it out")
         return ""
+    if mp_context is not None:
+        method = mp_context if isinstance(mp_context, str) else _method_of(mp_context)
+        if start_method not in (None, method):
+            raise ValueError(f"start_method={start_method!r}, but mp_context starts by {method!r}; pass one of them")
+        if method not in start.METHODS:
+            raise ValueError(f"mp_context starts by {method!r}; pass one that does by {', '.join(start.METHODS)}")
+        return str(method)
     if start_method is None:
         return "forkserver"
     if start_method not in start.METHODS:
         raise ValueError(f"start_method={start_method!r} is unknown; pass one of {', '.join(start.METHODS)}")
     return str(start_method)
+
+
+def _method_of(mp_context: Any) -> Any:
+    try:
+        return mp_context.get_start_method()
+    except AttributeError:
+        raise TypeError(
+            f"mp_context={mp_context!r} is {type(mp_context).__name__}; pass multiprocessing.get_context(...)"
+        ) from None
+
+
+def most_calls_of(max_tasks_per_child: Any, backend: str, start_method: str) -> int | None:
+    """Return after how many calls a worker is replaced; None for never."""
+    if max_tasks_per_child is None:
+        return None
+    most = whole("max_tasks_per_child", max_tasks_per_child, at_least=1)
+    if backend not in ("processes", "auto"):
+        raise ValueError(f"max_tasks_per_child={most} needs backend='processes' or 'auto', not {backend!r}")
+    if start_method == "fork":
+        # A fork takes along the locks that other threads hold at that moment: once in a while is what a death costs.
+        raise ValueError(
+            f"max_tasks_per_child={most} cannot be had with start_method='fork', by which a program with threads would "
+            "be forked again and again; use 'forkserver' or 'spawn'"
+        )
+    return most
 
 
 def pin_of(pin: Any, backend: str) -> bool:
@@ -95,16 +155,21 @@ def pin_of(pin: Any, backend: str) -> bool:
 
 
 def asked_of(
-    kernel: Any, n_arrays: int, args: Sequence[Any], kwargs: Mapping[str, Any] | None
+    kernel: Any,
+    n_arrays: int,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    has_state: bool = False,
 ) -> tuple[frozenset[str], tuple[Any, ...], dict[str, Any]]:
     """Return what a kernel asks for by parameter name, and the arguments that it is given anyway.
 
     What it asks for may stand anywhere behind its arrays: arguments go to the other parameters in their order.
+    ``state`` is a parameter like any other where workers have none.
     """
     if not callable(kernel):
         raise TypeError(f"kernel={kernel!r} is {type(kernel).__name__}; pass a function of one block")
     args, given = tuple(args), dict(kwargs or {})
-    asks = asked_for(kernel) - given.keys()
+    asks = asked_for(kernel) - given.keys() - (set() if has_state else {"state"})
     if not asks:
         return asks, args, given
     names = positional(kernel)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import pickle
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -76,6 +77,8 @@ class Batches:
         Calls per batch; None finds out.
     buffersize : int or None
         Calls whose results have not been taken, at most; None reads the iterables to their end at once.
+    most : int or None
+        Calls per batch, at most.
     """
 
     def __init__(
@@ -86,10 +89,12 @@ class Batches:
         n_workers: int,
         chunksize: int | None,
         buffersize: int | None,
+        most: int | None = None,
     ) -> None:
         self._submit, self._n_workers = submit, n_workers
         self._chunksize = None if chunksize is None else whole("chunksize", chunksize, at_least=1)
         self._buffersize = None if buffersize is None else whole("buffersize", buffersize, at_least=1)
+        self._most = sys.maxsize if most is None else most
         self._function, self._starred = _Function(function), len(iterables) != 1
         self._source = iter(iterables[0]) if len(iterables) == 1 else zip(*iterables, strict=False)
         self._more = True  # in the source
@@ -245,7 +250,7 @@ class Batches:
     def _send(self, items: Sequence[Any]) -> _Batch:
         started_s = time.perf_counter()
         at_most_s = _AT_MOST_S if self._chunksize is None else float("inf")
-        future = self._submit(_each, self._function, self._starred, items, at_most_s)
+        future = self._submit(len(items), _each, self._function, self._starred, items, at_most_s)
         batch = _Batch(items, future, time.perf_counter() - started_s)
         self._in_flight += 1
         future.add_done_callback(functools.partial(self._ended, batch))
@@ -260,6 +265,7 @@ class Batches:
         return 1 if self._chunksize is not None else int(LEAST_S / self._call_s)
 
     def _size(self, left: int) -> int:
+        left = min(left, self._most)
         if self._chunksize is not None:
             return min(left, self._chunksize)
         shared = max(left // (_SHARE * self._n_workers), self._least())

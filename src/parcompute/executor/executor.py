@@ -33,6 +33,20 @@ class Executor(CallExecutor):
     workers : int, optional
         How many; None is what this process may really use (see `parcompute machine`). More than that is
         allowed, with a warning.
+    mp_context : multiprocessing context or str, optional
+        Another way to say `start_method`.
+    initializer, initargs : callable, sequence
+        ``initializer(*initargs)`` is called once in each worker before anything else, and in each that replaces one.
+        If it raises, calls and jobs raise ``BrokenProcessPool``, which is a ``BrokenThreadPool`` too.
+    max_workers : int, optional
+        The same as `workers`.
+    max_tasks_per_child : int, optional
+        After so many calls a worker process ends, and another takes its place (``"processes"`` and ``"auto"``; not
+        with ``"fork"``). Jobs do not count.
+    state : callable, optional
+        ``state()`` makes an object once in each worker, with the first use there: a kernel asks for it by the
+        parameter name ``state``, a call gets it from `worker_state`. A context manager or a generator is entered, and
+        left when the worker ends, unless that is killed. No two threads share one.
     backend : str
         ``"processes"`` (self-scheduled worker processes), ``"serial"``, ``"threads"``, ``"pool"``
         (`multiprocessing.Pool`), ``"joblib"``, or one that a package has registered. Each gives the same bits.
@@ -71,7 +85,13 @@ class Executor(CallExecutor):
     def __init__(
         self,
         workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., Any] | None = None,
+        initargs: Sequence[Any] = (),
         *,
+        max_workers: int | None = None,
+        max_tasks_per_child: int | None = None,
+        state: Callable[[], Any] | None = None,
         backend: str = "processes",
         threads_per_worker: int = 1,
         schedule: str = "guided",
@@ -84,8 +104,19 @@ class Executor(CallExecutor):
         super().__init__()
         self.schedule = Schedule.parse(schedule)
         backend, options = arguments.options_of(
-            workers, backend, threads_per_worker, start_method, blas_threads, pin, retries
+            workers,
+            max_workers,
+            backend,
+            threads_per_worker,
+            start_method,
+            mp_context,
+            max_tasks_per_child,
+            blas_threads,
+            pin,
+            retries,
+            arguments.setup_of(initializer, initargs, state),
         )
+        self._has_state = state is not None
         self._report = arguments.report_of(progress)
         self.backend = backend
         self._timeline: Timeline | None = None
@@ -95,7 +126,7 @@ class Executor(CallExecutor):
         self._started_ns = time.perf_counter_ns()
         try:
             with signals.held():  # half an executor could not be closed
-                self._begin(base.create(backend, options))
+                self._begin(base.create(backend, options), options.most_calls)
         except BaseException:
             if not self._closed:
                 self.kill_workers()
@@ -178,9 +209,9 @@ class Executor(CallExecutor):
         ----------
         kernel : callable
             Called once per block with that block's rows of each array, then `args` and `kwargs`. It asks by
-            parameter name for ``block`` (a `Block`), ``rng`` (a `numpy.random.Generator` of its own) and
-            ``out`` (the rows to fill). It returns an array of one row per item, or a tuple of them. It must
-            not write to its inputs, which are read-only.
+            parameter name for ``block`` (a `Block`), ``rng`` (a `numpy.random.Generator` of its own), ``out``
+            (the rows to fill) and ``state`` (of its worker, if the executor has one). It returns an array of one
+            row per item, or a tuple of them. It must not write to its inputs, which are read-only.
         *arrays : ndarray, SharedArray, memmap or h5py.Dataset
             Of n_items rows each.
         n_items : int, optional
@@ -239,7 +270,7 @@ class Executor(CallExecutor):
         called_ns = time.perf_counter_ns()
         backend = self._usable()
         plan = self._cut(arrays, n_items, block_items, halo)
-        asks, args, kwargs = arguments.asked_of(kernel, len(arrays), args, kwargs)
+        asks, args, kwargs = arguments.asked_of(kernel, len(arrays), args, kwargs, self._has_state)
         policy = arguments.policy_of(on_error, block_timeout, self.backend)
         outputs, targets = arguments.rows_of(plan, arrays, out, dtype, item_shape, "out" in asks)
         if targets is not None and all(map(backend.reaches, targets)):
@@ -310,7 +341,7 @@ class Executor(CallExecutor):
         """
         called_ns = time.perf_counter_ns()
         plan = self._cut(arrays, n_items, block_items, 0)
-        asks, args, kwargs = arguments.asked_of(kernel, len(arrays), args, kwargs)
+        asks, args, kwargs = arguments.asked_of(kernel, len(arrays), args, kwargs, self._has_state)
         policy = arguments.policy_of(on_error, block_timeout, self.backend)
         if "out" in asks:
             raise ValueError("the kernel asks for out, but the blocks of reduce_blocks have no rows; use map_blocks")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import _thread
 import atexit
+import functools
 import os
 import sys
 import threading
@@ -72,9 +73,11 @@ class CallExecutor(futures.Executor):
         self._pending: set[futures.Future[Any]] = set()
         self._maps: weakref.WeakSet[Batches] = weakref.WeakSet()
 
-    def _begin(self, backend: base.Backend) -> None:
-        """Take calls from now on."""
-        self._backend, self._closed = backend, False
+    def _begin(self, backend: base.Backend, most: int | None = None) -> None:
+        """Take calls from now on; `most` of them at once may travel together."""
+        self._backend, self._most, self._closed = backend, most, False
+        # A map that goes on must not keep its executor alive, whose end is what has it finish.
+        self._submit = functools.partial(_submit, backend, self._pending)
         _open.add(self)
         _register_after(backend, called=False)
 
@@ -89,21 +92,7 @@ class CallExecutor(futures.Executor):
             If the executor is closed.
         """
         self._usable()
-        return self._submit(fn, *args, **kwargs)
-
-    def _submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
-        future: futures.Future[Any] = futures.Future()
-        future._condition = signals.Condition()  # else Ctrl-C here could stop all calls
-        self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
-        try:
-            with signals.heard():
-                self._backend.submit(base.Call(future, fn, args, kwargs))
-            _register_after(self._backend, called=True)
-        except BaseException:
-            self._pending.discard(future)
-            raise
-        return future
+        return self._submit(1, fn, *args, **kwargs)
 
     @signals.heard()
     def map(
@@ -138,7 +127,7 @@ class CallExecutor(futures.Executor):
         """
         self._usable()
         deadline = None if timeout is None else time.monotonic() + timeout
-        batches = Batches(self._submit, fn, iterables, self._backend.n_workers, chunksize, buffersize)
+        batches = Batches(self._submit, fn, iterables, self._backend.n_workers, chunksize, buffersize, self._most)
         with self._lock:
             self._maps.add(batches)
             if self._closed:  # meanwhile
@@ -236,3 +225,26 @@ class CallExecutor(futures.Executor):
         if self._pid != os.getpid():
             raise RuntimeError(f"this executor belongs to process {self._pid}, which was forked; make a new one here")
         return self._backend
+
+
+def _submit(
+    backend: base.Backend,
+    pending: set[futures.Future[Any]],
+    n_calls: int,
+    fn: Callable[..., Any],
+    /,
+    *args: Any,
+    **kwargs: Any,
+) -> futures.Future[Any]:
+    future: futures.Future[Any] = futures.Future()
+    future._condition = signals.Condition()  # else Ctrl-C here could stop all calls
+    pending.add(future)
+    future.add_done_callback(pending.discard)
+    try:
+        with signals.heard():
+            backend.submit(base.Call(future, fn, args, kwargs, n_calls))
+        _register_after(backend, called=True)
+    except BaseException:
+        pending.discard(future)
+        raise
+    return future

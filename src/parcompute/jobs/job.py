@@ -17,12 +17,13 @@ import numpy.typing as npt
 from parcompute.jobs import pickling
 from parcompute.jobs.outputs import Rows
 from parcompute.jobs.partials import Partials
+from parcompute.jobs.setup import worker_state
 from parcompute.machine import signals
 from parcompute.memory import sources
 from parcompute.values import streams
 from parcompute.values.blocks import Block, Plan
 
-ASKABLE = ("block", "rng", "out")
+ASKABLE = ("block", "rng", "out", "state")
 
 
 class KernelError(RuntimeError):
@@ -56,10 +57,10 @@ class RemoteTraceback(Exception):
 
 
 def asked_for(kernel: Callable[..., Any]) -> frozenset[str]:
-    """Return which of ``block``, ``rng`` and ``out`` a kernel asks for by the names of its parameters.
+    """Return which of ``block``, ``rng``, ``out`` and ``state`` a kernel asks for by the names of its parameters.
 
-    ``block`` and ``rng`` are given whenever they are named; ``out`` only if it has no default, since
-    ``out=None`` is how NumPy's functions say that they can do without.
+    They are given whenever they are named; ``out`` only if it has no default, since ``out=None`` is how NumPy's
+    functions say that they can do without.
 
     Examples
     --------
@@ -116,7 +117,7 @@ class Job:
     args, kwargs : tuple, mapping
         Handed to the kernel after the rows.
     asks : frozenset of str
-        Which of ``block``, ``rng``, ``out`` the kernel asks for.
+        Which of ``block``, ``rng``, ``out``, ``state`` the kernel asks for.
     keep_going : bool
         Whether the other blocks are computed when one has failed.
     block_timeout_s : float or None
@@ -149,9 +150,9 @@ class Job:
         """Return the function of a block, and of the rows to fill if they are not the output's own."""
         kernel, args, kwargs = self.kernel, self.args, self.kwargs
         inputs = [_read_only(array) for array in self.inputs]
-        asks_block, asks_rng, asks_out = (name in self.asks for name in ASKABLE)
+        asks_block, asks_rng, asks_out, asks_state = (name in self.asks for name in ASKABLE)
         keeper = self.keeper
-        if len(inputs) < 2 and not (args or kwargs or asks_rng or asks_out or keeper):
+        if len(inputs) < 2 and not (args or kwargs or asks_rng or asks_out or asks_state or keeper):
             return _plain(kernel, inputs, asks_block)
 
         def compute(block: Block, out: Any = None) -> Any:
@@ -166,6 +167,8 @@ class Job:
             if asks_rng:
                 assert self.seed is not None
                 asked["rng"] = streams.generator(self.seed, block.index)
+            if asks_state:
+                asked["state"] = worker_state()
             if not asks_out:
                 return kernel(*rows, *args, **kwargs, **asked)
             asked["out"] = filled = self.outputs.rows(block) if out is None else out

@@ -11,14 +11,15 @@ import pickle
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from types import CodeType, FunctionType
 from typing import Any
 
 import cloudpickle
 import numpy as np
 
-from parcompute.jobs import modules
+from parcompute.jobs import modules, variables
 from parcompute.memory import segments, shared, sources
 
 # A plain array of more bytes is shared instead of sent; below, a pickle costs less than a segment.
@@ -31,7 +32,11 @@ _FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRan
 Refer = Callable[[Any], tuple[Any, Any] | None]
 
 
-class CannotTravel(TypeError):
+# How further types are reduced, as in `pickle.Pickler.dispatch_table`.
+Table = MutableMapping[Any, Any]
+
+
+class CannotTravel(TypeError, pickle.PicklingError):
     """Something cannot be pickled for the workers; the message names it."""
 
 
@@ -73,7 +78,18 @@ class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ha
             return _cached_property, (kind,), {name: value for name, value in vars(obj).items() if name != "lock"}
         elif (managers := sys.modules.get("multiprocessing.managers")) and isinstance(obj, managers.BaseProxy):
             return _with_key(obj, managers)
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        if kind is FunctionType and isinstance(reduced, tuple):
+            *made, set_state = reduced
+            return *made[:2], (set_state, made[2]), None, None, _set_state
+        return reduced
+
+
+def _set_state(function: FunctionType, state: tuple[Callable[[FunctionType, Any], None], Any]) -> None:
+    """Complete a function that has travelled by value."""
+    set_state, its_state = state
+    set_state(function, its_state)
+    variables.give(function)
 
 
 def _importable(function: Any) -> bool:
@@ -114,7 +130,17 @@ def _with_key(proxy: Any, managers: Any) -> Any:
 class _Pickler(_CodePickler):
     """Sends big arrays as references, wherever in the object graph they sit, and plain ones in an arena for all."""
 
-    def __init__(self, file: io.BytesIO, refer: Refer = sources.refer, *, private: bool, share_above: int) -> None:
+    def __init__(
+        self,
+        file: io.BytesIO,
+        refer: Refer = sources.refer,
+        *,
+        private: bool,
+        share_above: int,
+        table: Table | None = None,
+    ) -> None:
+        if table is not None:  # before C looks for it
+            self.dispatch_table: Table = ChainMap(table, _CodePickler.dispatch_table)
         super().__init__(file)
         self.keep_alive: list[Any] = []
         self.arena = shared.Arena()
@@ -137,7 +163,13 @@ class _Pickler(_CodePickler):
 
 
 def dumps(
-    value: Any, name: str, refer: Refer = sources.refer, *, share_above: int = SHARE_ABOVE, lent: bool = False
+    value: Any,
+    name: str,
+    refer: Refer = sources.refer,
+    *,
+    share_above: int = SHARE_ABOVE,
+    lent: bool = False,
+    table: Table | None = None,
 ) -> tuple[bytes, list[Any]]:
     """Pickle a value for the workers; arrays in shared memory or files, and big ones, as references.
 
@@ -157,6 +189,8 @@ def dumps(
     lent : bool
         Whether the receiver says when it has let go of the arrays. Otherwise they are not used again for others: a call
         may keep what it was given, in a variable of its module say.
+    table : mapping, optional
+        Further types.
 
     Returns
     -------
@@ -178,7 +212,7 @@ def dumps(
         share_above = sys.maxsize
     file = io.BytesIO(bytes(_PREFIX))
     file.seek(_PREFIX)
-    pickler = _Pickler(file, refer, private=isinstance(value, tuple), share_above=share_above)
+    pickler = _Pickler(file, refer, private=isinstance(value, tuple), share_above=share_above, table=table)
     try:
         pickler.dump(modules.ahead_of(value))
     except CannotTravel:  # a part that was pickled for itself
@@ -186,14 +220,14 @@ def dumps(
     except (pickle.PicklingError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         from parcompute.jobs import culprits  # what is seldom needed
 
-        reason = culprits.find(value, _why_not) or error
+        reason = culprits.find(value, functools.partial(_why_not, table)) or error
         raise CannotTravel(f"{name} cannot travel to a worker: {reason}") from error
     try:
         arena = pickler.arena.fill()
     except OSError as error:
         if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
-        return dumps(value, name, refer, share_above=sys.maxsize, lent=lent)
+        return dumps(value, name, refer, share_above=sys.maxsize, lent=lent, table=table)
     keep_alive = pickler.keep_alive
     if arena is not None:
         keep_alive.append(arena)
@@ -234,7 +268,7 @@ class _ResultPickler(_CodePickler):
         return super().reducer_override(obj)
 
 
-def _why_not(part: Any) -> Exception | None:
+def _why_not(table: Table | None, part: Any) -> Exception | None:
     """Return why a part of what travels cannot, None if it can; arrays can, and are left where they are."""
 
     def refer(obj: Any) -> tuple[Any, Any] | None:
@@ -242,7 +276,7 @@ def _why_not(part: Any) -> Exception | None:
         return (None, None) if numbers or sources.is_dataset(obj) else None
 
     try:
-        _Pickler(io.BytesIO(), refer, private=False, share_above=sys.maxsize).dump(part)
+        _Pickler(io.BytesIO(), refer, private=False, share_above=sys.maxsize, table=table).dump(part)
     except Exception as error:
         return error
     return None

@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from parcompute.jobs import pickling
+from parcompute.jobs import pickling, variables
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.schedule import BETWEEN, DONE, FAILED, Board, FileClaims, Pass, ThreadClaims
+from parcompute.jobs.setup import Setup, State
 from parcompute.machine import blas, malloc
 from parcompute.memory import segments, shared
-from parcompute.workers import start
+from parcompute.workers import handover, start
 
 # What the calls of one map have in common is forgotten by a worker that has had none for so many seconds.
 _AGAIN_S = 0.1
@@ -50,6 +51,7 @@ class Settings:
     path: list[str]
     argv: list[str]
     cpus: frozenset[int] | None  # None leaves the mask alone
+    setup: handover.Handed | None  # None is inherited, or nothing to do
 
 
 def walk(
@@ -136,7 +138,7 @@ def walk(
             return
 
 
-def main(channel_fd: int, claims_fd: int) -> None:
+def main(channel_fd: int, claims_fd: int, inherited: Setup | None = None) -> None:
     """Serve a parent until it says "quit" or is gone: the whole life of a worker process.
 
     Parameters
@@ -145,13 +147,25 @@ def main(channel_fd: int, claims_fd: int) -> None:
         Of the socket to the parent.
     claims_fd : int
         Of the file that hands out claims.
+    inherited : Setup, optional
+        What to do first, where it need not travel.
     """
     channel = Connection(channel_fd)
     start.hold(channel)
     with contextlib.suppress(EOFError, ConnectionError):
         settings: Settings = channel.recv()
+        if settings.setup is not None:
+            handover.receive_fds(channel, settings.setup)
         libraries = _settle(settings)
-        desk = _Desk(channel, FileClaims(claims_fd), settings)
+        try:
+            setup = settings.setup.packed.opened() if settings.setup else inherited or Setup()
+            with variables.kept(setup.initializer):
+                setup.initialize()
+        except BaseException as error:  # no worker will get any further
+            _flush_queues()  # this process is killed as soon as the parent hears of it
+            channel.send(("broken", Failure.before_blocks(error)))
+            return
+        desk = _Desk(channel, FileClaims(claims_fd), settings, setup)
         gc.freeze()  # so that a collection looks at what calls have made, and takes a moment
         channel.send(("ready", time.perf_counter_ns(), libraries))
         while True:
@@ -162,13 +176,15 @@ def main(channel_fd: int, claims_fd: int) -> None:
                 break
             getattr(desk, message[0])(*message[1:])
             del message  # it may hold the last reference to arrays that the parent has released
+        desk.leave()
 
 
 class _Desk:
     """What a worker does on each kind of message."""
 
-    def __init__(self, channel: Connection, claims: FileClaims, settings: Settings) -> None:
+    def __init__(self, channel: Connection, claims: FileClaims, settings: Settings, setup: Setup) -> None:
         self.channel, self.claims, self.settings = channel, claims, settings
+        self.states = [State(setup.state) for _ in range(settings.n_threads)]
         self.job: Job | None = None
         self.job_number = -1
         self.sending, self.receiving = threading.Lock(), threading.Lock()
@@ -214,7 +230,14 @@ class _Desk:
 
     def call(self, number: int, pickled: bytes) -> None:
         """Run a submitted call and send what it returned or raised."""
-        self._send("result", number, *run_call(pickled))
+        with self.states[0].here():
+            self._send("result", number, *run_call(pickled))
+
+    def leave(self) -> None:
+        """Close what the threads of this worker keep."""
+        for state in self.states:
+            state.close()
+        _flush_queues()
 
     def _lane(self, number: int, pass_: Pass, board: Board, worker: int) -> None:
         assert self.job is not None
@@ -238,7 +261,8 @@ class _Desk:
             self._send("failed", number, failure)
 
         try:
-            walk(self.job, pass_, board, self.claims, worker, shaped, odd, failed)
+            with self.states[worker - self.settings.worker].here():
+                walk(self.job, pass_, board, self.claims, worker, shaped, odd, failed)
         except BaseException as error:  # outside any block: a file cannot be opened, memory is short
             if is_ctrl_c(error):
                 raise
@@ -287,6 +311,16 @@ def _called(pickled: bytes, lent: list[weakref.ref[segments.Segment]]) -> tuple[
         if is_ctrl_c(error):
             raise
         return False, pickle.dumps(Failure.before_blocks(error))
+
+
+def _flush_queues() -> None:
+    """Send what is left in the queues of multiprocessing, whose threads end with this process.
+
+    The end of a process that multiprocessing has started does this, and more: it ends the children of its parent.
+    """
+    if (util := sys.modules.get("multiprocessing.util")) is not None:
+        util._run_finalizers(0)
+        util._run_finalizers()
 
 
 def _settle(settings: Settings) -> Any:

@@ -78,6 +78,7 @@ class _Sent:
     future: Future[Any]
     pickled: bytes
     keep_alive: list[Any]
+    n_calls: int
     deaths: list[int]
     running: bool = False  # has been handed out, so it can no longer be cancelled
 
@@ -118,7 +119,7 @@ class Calls:
         with signals.held(), self._news:
             if self._closing:
                 raise RuntimeError("this executor is closed; make a new one")
-            self._waiting.append(_Sent(call.future, *travelling, []))
+            self._waiting.append(_Sent(call.future, *travelling, call.n_calls, []))
             self._ring()
 
     def close(self, then: Any) -> None:
@@ -181,12 +182,15 @@ class Calls:
             if self._killed:
                 raise WorkerLost("the workers were killed, by kill_workers or after Ctrl-C")
             if not self._turn.wanted:
-                ahead = self._usual_s < _SHORT_S or len(self._waiting) > len(self._crew.members)
+                ahead = self._usual_s < _SHORT_S
                 for depth in range(2 if ahead else 1):
                     for member in self._crew.members:
                         if member.ready and len(member.calls) == depth:
                             self._hand_out(member)
-            in_flight = any(member.calls for member in self._crew.members)
+            for member in self._crew.members:
+                if not (member.calls_left or member.calls or member.leaving):
+                    self._crew.dismiss(member)
+            in_flight = any(member.calls or member.leaving for member in self._crew.members)
             if not in_flight and (self._turn.wanted or not self._waiting):
                 return
             for member, message in self._crew.events():
@@ -205,8 +209,12 @@ class Calls:
     def _hand_out(self, member: Member) -> None:
         """Send a worker the next call that was not cancelled."""
         while self._waiting and not (member.calls and len(self._waiting[0].pickled) > _AHEAD_BYTES):
+            if self._waiting[0].n_calls > member.calls_left:
+                member.calls_left = 0  # a batch is not cut: the successor gets it
+                return
             sent = self._waiting.popleft()
             if sent.begin():
+                member.calls_left -= sent.n_calls
                 self._number += 1
                 if not member.calls:
                     member.since_s = time.perf_counter()
@@ -232,10 +240,12 @@ class Calls:
             running = calls[0]
             running.deaths.append(member.child.exitcode())
             if len(running.deaths) >= self._retries:
+                from parcompute.backends.broken import CallLost  # 4 ms, that most programs need not pay
+
                 calls.pop(0)
                 codes = tuple(running.deaths)
                 message = f"the call has cost {len(codes)} workers: {', '.join(map(ending, codes))}"
-                deliver(running.future, error=WorkerLost(message, None, codes))
+                deliver(running.future, error=CallLost(message, None, codes))
         self._waiting.extendleft(reversed(calls))
         self._crew.replace(member)
 

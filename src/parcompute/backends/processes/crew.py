@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import os
 import pickle
 import selectors
@@ -18,10 +20,11 @@ from typing import Any
 
 from parcompute.backends.base import Options, WorkerLost
 from parcompute.jobs import modules, pickling
+from parcompute.jobs.job import Failure
 from parcompute.jobs.schedule import FileClaims
 from parcompute.machine import blas, cgroups, signals, topology
 from parcompute.memory import segments
-from parcompute.workers import start, surroundings, worker
+from parcompute.workers import handover, start, surroundings, worker
 
 # How long a worker that was asked to leave may take before it is killed.
 LEAVE_S = 1.0
@@ -43,6 +46,8 @@ class Member:
     busy: bool = False
     calls: dict[int, Any] = field(default_factory=dict)  # submitted calls that it has, the running one first
     since_s: float = 0.0  # which it has been running, as far as this process knows
+    calls_left: int = sys.maxsize  # that it may be given before it must leave
+    leaving: bool = False
 
     @property
     def ready(self) -> bool:
@@ -68,8 +73,13 @@ class Crew:
         self._vacant: dict[int, float] = {}  # places of workers that do not start, and when to try again
         self._shown: set[int] = set()  # segments that workers have mapped for jobs
         self._oom_kills = cgroups.oom_kills()
+        self.failure: Failure | None = None  # of an initializer
+        self._closing = False
+        self._handover: handover.Handover | None = None
         modules.notice()
         try:
+            if options.setup and options.start_method != "fork":
+                self._handover = handover.Handover(options.setup)
             self._fill()
         except BaseException:  # Ctrl-C too must not leave half a crew
             self.kill()
@@ -97,12 +107,18 @@ class Crew:
             path=sys.path,
             argv=sys.argv,
             cpus=self._cpus_of(number),
+            setup=self._handover.handed if self._handover else None,
         )
+        main = worker.main
+        if options.start_method == "fork" and options.setup:
+            main = functools.partial(worker.main, inherited=options.setup)
         with theirs:
-            child = start.start(options.start_method, worker.main, [theirs.fileno(), self.claims.fd], environ)
-        member = Member(number, child, ours)
+            child = start.start(options.start_method, main, [theirs.fileno(), self.claims.fd], environ)
+        member = Member(number, child, ours, calls_left=options.most_calls or sys.maxsize)
         with contextlib.suppress(ConnectionError):  # it has ended already: the next look will tell
             ours.send(settings)
+            if self._handover is not None:
+                self._handover.send_fds(ours)
         self._selector.register(ours, selectors.EVENT_READ, member)
         if child.sentinel >= 0:
             self._selector.register(child.sentinel, selectors.EVENT_READ, member)
@@ -142,6 +158,11 @@ class Crew:
         """Wait a while, and yield each message; None in its place where a worker has ended.
 
         A worker that was replaced is `members[number]` from then on. Its last messages come first.
+
+        Raises
+        ------
+        BrokenProcessPool
+            If an initializer has failed.
         """
         signals.look()
         if self._vacant:
@@ -155,6 +176,9 @@ class Crew:
                     if message[0] == "ready":
                         member.ready_ns = message[1]
                         self._failed_starts = 0
+                    elif message[0] == "broken" and not self._closing:
+                        self.failure = message[1]
+                        self.require_unbroken()
                     yield member, message
             except (EOFError, OSError, pickle.UnpicklingError):
                 ended = True  # hung up, or killed in the middle of a message
@@ -172,6 +196,18 @@ class Crew:
                     self._selector.unregister(member.child.sentinel)
                 member.channel.close()
             return member.child.exitcode()
+
+    def require_unbroken(self) -> None:
+        """Raise BrokenProcessPool if an initializer has failed: no other worker will get any further."""
+        if self.failure is not None:
+            from parcompute.backends.broken import Broken
+
+            raise Broken(self.failure)
+
+    def dismiss(self, member: Member) -> None:
+        """Ask a worker to leave; `events` tells when it has."""
+        member.leaving = True
+        self.send(member, "quit")
 
     def replace(self, member: Member) -> None:
         """Start a worker in the place of one that has ended; later, if one after the other ends before it is ready.
@@ -205,6 +241,8 @@ class Crew:
         except OSError:  # the system starts no process now
             if not self._n_alive():
                 raise
+            gone = self.members[number]
+            gone.ready_ns, gone.leaving = 0, False  # nothing is handed to it, and nobody waits for it
             self._vacant[number] = time.monotonic() + _PAUSES_S[1]
 
     def _n_alive(self) -> int:
@@ -235,6 +273,7 @@ class Crew:
 
     def repair(self) -> None:
         """Replace the workers that ended while nobody looked."""
+        self.require_unbroken()
         for member, message in self.events(0):
             if message is None:
                 self.replace(member)
@@ -250,9 +289,11 @@ class Crew:
 
     def leave(self) -> None:
         """Ask all workers to leave, and wait until they have."""
+        self._closing = True
         for member in self.members:
-            self.send(member, "quit")
-        deadline = time.monotonic() + LEAVE_S
+            self.dismiss(member)
+        # What a worker has made may take long to close.
+        deadline = math.inf if self.options.setup.state else time.monotonic() + LEAVE_S
         staying = [member for member in self.members if not member.channel.closed]
         while staying and (left := deadline - time.monotonic()) > 0:
             for member, message in self.events(min(left, signals.LOOK_S)):
@@ -277,6 +318,8 @@ class Crew:
         """Let go of the descriptors; the crew is of no use after that."""
         self._selector.close()
         self.claims.close()
+        if self._handover is not None:
+            self._handover.close()
 
 
 def ending(exitcode: int) -> str:

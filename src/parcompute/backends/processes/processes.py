@@ -84,12 +84,14 @@ class Processes(CountsDone):
     def _require_crew(self) -> None:
         if self._ended:  # while this thread waited for its turn
             raise RuntimeError("this executor is closed; make a new one")
+        self._crew.require_unbroken()
 
     def submit(self, call: Call) -> None:
         """Run a call on the first worker that is free."""
         with self._lock, signals.held():
             if self._closed:
                 raise RuntimeError("this executor is closed; make a new one")
+            self._crew.require_unbroken()
             if self._calls is None:
                 self._calls = Calls(self._crew, self._turn, self._options.retries)
         self._calls.put(call)
