@@ -269,17 +269,15 @@ class ParcomputeBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore
             self._settle(batch, error)
             return
         with self._lock:
-            if first:
-                self._waiting.extendleft(reversed(parts))
-            else:
-                self._waiting.extend(parts)
+            self._waiting.extendleft(reversed(parts)) if first else self._waiting.extend(parts)
         self._feed()
 
     def _part(self, batch: _Batch, first: int, stop: int) -> _Part:
         tasks = copy.copy(batch.tasks)
         tasks.items = tasks.items[first:stop]
         try:
-            return _Part(batch, first, stop, *pickling.dumps((tasks, (), {}), "the tasks", self._refer))
+            pickled = pickling.dumps((tasks, (), {}), "the tasks", self._refer, share_above=sys.maxsize)
+            return _Part(batch, first, stop, *pickled)
         except MemoryError:  # there is too little to share an array, which is no fault of the task
             raise
         except Exception as error:  # whatever a __reduce__ of the caller raises
@@ -289,7 +287,7 @@ class ParcomputeBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore
     def _why_not(self, tasks: Iterable[Any]) -> str:
         for task in tasks:
             try:
-                pickling.dumps(task, "it", self._refer)
+                pickling.dumps(task, "it", self._refer, share_above=sys.maxsize)
             except Exception as error:
                 return str(error) if isinstance(error, pickling.CannotTravel) else repr(error)
         return ""

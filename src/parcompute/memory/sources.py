@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from parcompute.memory import shared
+from parcompute.memory import segments, shared
 
 
 class FileReference(NamedTuple):
@@ -140,7 +140,7 @@ def refer(value: Any, *, share_above: int = sys.maxsize) -> tuple[Any, Any] | No
         return _shared(value)
     if (place := file_reference(value)) is not None:
         return place, None
-    if value.nbytes > share_above:
+    if value.nbytes > share_above and segments.descriptors_left():
         return _shared(shared.share(value))
     return None
 
