@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pickle
 import time
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from parcompute.jobs import pickling
+from parcompute.jobs import pickling, world
 from parcompute.jobs.job import Failure, Job, KernelError, is_ctrl_c
+from parcompute.jobs.world import World
 from parcompute.values.timeline import CHUNK_DTYPE, DEATH_DTYPE, WORKER_DTYPE, Timeline
 
 if TYPE_CHECKING:
@@ -112,13 +114,14 @@ class Call:
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    world: World | None = None
 
     def run_here(self) -> None:
         """Call in this thread, unless it was cancelled, and settle the future."""
         if not self.future.set_running_or_notify_cancel():
             return
         try:
-            result = self.function(*self.args, **self.kwargs)
+            result = world.run(self.world, functools.partial(self.function, *self.args, **self.kwargs))
         except BaseException as error:  # the future is where the caller looks, for SystemExit too
             self.future.set_exception(error)
             if is_ctrl_c(error):
@@ -126,13 +129,15 @@ class Call:
         else:
             self.future.set_result(result)
 
-    def pickled(self) -> tuple[bytes, list[Any]] | None:
+    def pickled(self, known: bytes | None = None) -> tuple[bytes, list[Any]] | None:
         """Pickle it, and return that and what must live until it has arrived.
 
-        None if it cannot travel, which the future then says, as with `concurrent.futures`.
+        None if it cannot travel, which the future then says, as with `concurrent.futures`. For `known` see
+        `parcompute.jobs.world.World.told`.
         """
         try:
-            return pickling.dumps((self.function, self.args, self.kwargs), "the call")
+            pickled, keep_alive = pickling.dumps((self.function, self.args, self.kwargs), "the call")
+            return world.pack(self.world, known, pickled), keep_alive
         except Exception as error:  # whatever a __reduce__ of the caller raises
             if self.future.set_running_or_notify_cancel():
                 self.future.set_exception(error)

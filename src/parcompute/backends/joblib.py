@@ -7,6 +7,7 @@ import pickle
 import threading
 import time
 import weakref
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from parcompute.backends import tasks
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, WorkerLost, settle, timeline
-from parcompute.jobs import pickling
+from parcompute.jobs import pickling, variables, world
 from parcompute.jobs.job import Job
 from parcompute.machine import blas, signals
 from parcompute.memory import shared, sources
@@ -27,7 +28,9 @@ class Joblib(CountsDone, StoresHere):
 
     def __init__(self, options: Options) -> None:
         import joblib
+        from joblib.externals.loky.backend import reduction
 
+        reduction.register(ContextVar, variables.reduce)
         self.n_workers, self.start_method = options.n_workers, ""
         self._joblib = joblib
         self._turn = threading.Lock()
@@ -58,12 +61,13 @@ class Joblib(CountsDone, StoresHere):
             self._running = weakref.ref(caller)
             # joblib maps arrays into files by itself; an open dataset it cannot send
             job = replace(job, inputs=tuple(sources.portable(array) for array in job.inputs))
-            compute = self._joblib.delayed(tasks.compute_unless)
+            compute = self._joblib.delayed(_compute)
+            told = world.OnArrival(None if job.world is None else job.world.told(None))
             stop = shared.share(np.zeros(1, np.uint8))
             submitted_ns = time.perf_counter_ns()
             try:  # a worker may die while tasks are still handed out
                 answers = self._parallel(return_as="generator_unordered")(
-                    compute(stop, job, *task) for task in list(caller.chunks())
+                    compute(told, stop, job, *task) for task in list(caller.chunks())
                 )
                 for answer in answers:
                     caller.store(answer)
@@ -129,6 +133,10 @@ class Joblib(CountsDone, StoresHere):
         if self._ready_ns:
             self._executor().shutdown(wait=True, kill_workers=True)
         self._ready_ns = 0
+
+
+def _compute(told: world.OnArrival, *task: Any) -> tasks.Answer:
+    return tasks.compute_as(told.told, *task)
 
 
 def _who(_: int) -> int:

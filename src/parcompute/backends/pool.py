@@ -24,7 +24,7 @@ import numpy as np
 from parcompute.backends import tasks
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, WorkerLost, settle, timeline
 from parcompute.backends.processes.crew import ending
-from parcompute.jobs import pickling
+from parcompute.jobs import pickling, world
 from parcompute.jobs.job import Job
 from parcompute.machine import blas, signals
 from parcompute.memory import shared
@@ -44,7 +44,8 @@ class Pool(CountsDone, StoresHere):
     def __init__(self, options: Options) -> None:
         self.n_workers, self.start_method = options.n_workers, options.start_method
         self._context = multiprocessing.get_context(options.start_method)
-        self._initializer = partial(_initialize, options.blas_threads)
+        self._world = world.process()
+        self._initializer = partial(_initialize, options.blas_threads, self._world)
         self._turn = threading.Lock()
         self._pool: Any = None
         self._n_jobs = 0
@@ -85,6 +86,7 @@ class Pool(CountsDone, StoresHere):
         with signals.taken(self._turn):
             self._all_ready()
             pickled, keep_alive = pickling.dumps(job, f"kernel {job.name}")
+            pickled = world.pack(job.world, self._world, pickled)
             segment = shared.share(np.frombuffer(b"\0" + pickled, np.uint8))
             self._n_jobs += 1
             caller = tasks.Caller(job, self.allocate)
@@ -107,7 +109,7 @@ class Pool(CountsDone, StoresHere):
     def submit(self, call: Call) -> None:
         """Apply a call."""
         future = call.future
-        if (travelling := call.pickled()) is None:
+        if (travelling := call.pickled(self._world)) is None:
             return
         pickled, keep_alive = travelling
         if not future.set_running_or_notify_cancel():
@@ -295,20 +297,22 @@ def _thread_variables(blas_threads: int | None) -> Any:
                 os.environ[name] = value
 
 
-def _initialize(blas_threads: int | None) -> None:
+def _initialize(blas_threads: int | None, known: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    world.begin(known)
     np.random.seed()
     blas.limit(blas_threads)
 
 
-_job: tuple[int, Job] | None = None  # of this worker process: unpickled once for all its chunks
+# Of this worker process, unpickled once for all its chunks: number, what was told with it, and the job.
+_job: tuple[int, bytes | None, Job] | None = None
 
 
 def _chunk(number: int, pickled: shared.SharedArray, task: tuple[int, tuple[int, ...] | None]) -> bytes:
     global _job
     if _job is None or _job[0] != number:
-        _job = (number, pickling.loads(pickled[1:].tobytes()))
-    return pickling.dumps_back(tasks.compute_unless(pickled, _job[1], *task))
+        _job = (number, *world.unpack(pickled[1:].tobytes()))
+    return pickling.dumps_back(tasks.compute_as(_job[1], pickled, _job[2], *task))
 
 
 def _who(_: int) -> int:

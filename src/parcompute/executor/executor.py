@@ -18,6 +18,7 @@ from parcompute.executor.futures import CallExecutor
 from parcompute.executor.progress import reporting
 from parcompute.jobs.job import Job
 from parcompute.jobs.partials import Combine, Partials
+from parcompute.jobs.world import World
 from parcompute.machine import signals
 from parcompute.values.blocks import Plan, Schedule
 from parcompute.values.timeline import Timeline
@@ -248,7 +249,18 @@ class Executor(CallExecutor):
             outputs.allocate((outputs.fields, outputs.single), backend.allocate)
         self._note(
             *self._run(
-                Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), args, kwargs, asks, *policy),
+                Job(
+                    kernel,
+                    arrays,
+                    plan,
+                    outputs,
+                    arguments.seed_of(seed, asks),
+                    args,
+                    kwargs,
+                    asks,
+                    *policy,
+                    world=World(),
+                ),
                 called_ns,
                 checkpoint,
                 seed,
@@ -316,7 +328,9 @@ class Executor(CallExecutor):
             raise ValueError("the kernel asks for out, but the blocks of reduce_blocks have no rows; use map_blocks")
         outputs = Partials(plan, combine)
         timeline, plan = self._run(
-            Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), args, kwargs, asks, *policy),
+            Job(
+                kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), args, kwargs, asks, *policy, world=World()
+            ),
             called_ns,
             checkpoint,
             seed,

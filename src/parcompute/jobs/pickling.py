@@ -9,12 +9,14 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from types import CodeType
 from typing import Any
 
 import cloudpickle
 import numpy as np
 
+from parcompute.jobs import variables
 from parcompute.memory import shared, sources
 
 # A plain array of more bytes is shared instead of sent; below, a pickle costs less than a segment.
@@ -40,6 +42,8 @@ class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ha
     """
 
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is ContextVar:
+            return variables.reduce(obj)
         if type(obj) is CodeType:
             make, args, *_ = self.dispatch_table[CodeType](obj)
             return _code, (obj.co_filename, make, args)

@@ -8,6 +8,7 @@ parent ── job, arrays ──► worker ── shape of block 0, odd results,
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from parcompute.jobs import pickling
+from parcompute.jobs import pickling, world
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.schedule import BETWEEN, DONE, FAILED, Board, FileClaims, Pass, ThreadClaims
 from parcompute.machine import blas, malloc
@@ -43,6 +44,7 @@ class Settings:
     path: list[str]
     argv: list[str]
     cpus: frozenset[int] | None  # None leaves the mask alone
+    world: bytes  # what holds for jobs that tell of nothing else
 
 
 def walk(
@@ -159,13 +161,15 @@ class _Desk:
         self.channel, self.claims, self.settings = channel, claims, settings
         self.job: Job | None = None
         self.job_number = -1
+        self.told: bytes | None = None  # of the caller's settings, with the job
         self.sending, self.receiving = threading.Lock(), threading.Lock()
 
     def walk(self, number: int, pickled: bytes, arrays: Any, pass_: Any, board: Any) -> None:
         """Take part in a pass."""
         try:
             if self.job is None or self.job_number != number:
-                self.job, self.job_number = pickling.loads(pickled), number
+                self.told, self.job = world.unpack(pickled)
+                self.job_number = number
             self._attach(arrays)
             pass_number, n_chunks, lost, alone = pass_
             walked = Pass(pass_number, n_chunks, self.job.plan, lost, alone)
@@ -178,16 +182,17 @@ class _Desk:
             self._send("end", number)
             return
         first, lanes = self.settings.worker, []
-        for worker in range(first + 1, first + (1 if alone else self.settings.n_threads)):
-            lane = threading.Thread(target=self._lane, args=(number, walked, attached, worker))
-            try:
-                lane.start()
-            except RuntimeError:  # the system gives no more threads; those that there are do its part
-                break
-            lanes.append(lane)
-        self._lane(number, walked, attached, first)
-        for lane in lanes:
-            lane.join()
+        with world.under(self.told):
+            for worker in range(first + 1, first + (1 if alone else self.settings.n_threads)):
+                lane = threading.Thread(target=self._lane, args=(number, walked, attached, worker))
+                try:
+                    lane.start()
+                except RuntimeError:  # the system gives no more threads; those that there are do its part
+                    break
+                lanes.append(lane)
+            self._lane(number, walked, attached, first)
+            for lane in lanes:
+                lane.join()
         self._send("end", number)
 
     def forget(self, dropped: tuple[int, ...]) -> None:
@@ -224,7 +229,7 @@ class _Desk:
             self._send("failed", number, failure)
 
         try:
-            walk(self.job, pass_, board, self.claims, worker, shaped, odd, failed)
+            world.run_as(self.told, walk, self.job, pass_, board, self.claims, worker, shaped, odd, failed)
         except BaseException as error:  # outside any block: a file cannot be opened, memory is short
             if is_ctrl_c(error):
                 raise
@@ -248,7 +253,7 @@ def run_call(pickled: bytes) -> tuple[bool, bytes]:
     Parameters
     ----------
     pickled : bytes
-        Of ``(function, args, kwargs)``, by `parcompute.jobs.pickling.dumps`.
+        Of ``(function, args, kwargs)``, by `parcompute.backends.base.Call.pickled`.
 
     Returns
     -------
@@ -256,8 +261,10 @@ def run_call(pickled: bytes) -> tuple[bool, bytes]:
         Whether it returned, and the pickled result, or else a pickled `Failure`.
     """
     try:
-        function, args, kwargs = pickling.loads(pickled)
-        return True, pickling.dumps_back(function(*args, **kwargs))
+        told, (function, args, kwargs) = world.unpack(pickled)
+        with world.under(told):
+            result = world.run_as(told, functools.partial(function, *args, **kwargs))
+        return True, pickling.dumps_back(result)
     except BaseException as error:
         if is_ctrl_c(error):
             raise
@@ -271,6 +278,7 @@ def _settle(settings: Settings) -> Any:
     sys.path[:], sys.argv[:] = settings.path, settings.argv
     with contextlib.suppress(OSError):  # the folder may be gone by now
         os.chdir(settings.folder)
+    world.begin(settings.world)
     _keep_to(settings.cpus)
     malloc.keep_freed()
     # A forked process would continue the parent's legacy streams, the same in every worker.

@@ -112,7 +112,7 @@ class Calls:
         RuntimeError
             After `close` or `kill`.
         """
-        if (travelling := call.pickled()) is None:
+        if (travelling := call.pickled(self._crew.world)) is None:
             return
         with signals.held(), self._news:
             if self._closing:

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from parcompute.backends.base import Options, WorkerLost
+from parcompute.jobs import world
 from parcompute.jobs.schedule import FileClaims
 from parcompute.machine import blas, cgroups, signals, topology
 from parcompute.workers import start, worker
@@ -56,6 +57,7 @@ class Crew:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.claims = FileClaims()
+        self.world = world.process()  # as all workers know it, those too that will replace others
         self.members: list[Member] = []
         self._selector = selectors.DefaultSelector()
         self._failed_starts = 0
@@ -87,6 +89,7 @@ class Crew:
             path=sys.path,
             argv=sys.argv,
             cpus=self._cpus_of(number),
+            world=self.world,
         )
         with theirs:
             child = start.start(options.start_method, worker.main, [theirs.fileno(), self.claims.fd], environ)
