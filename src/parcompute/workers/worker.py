@@ -26,7 +26,7 @@ from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.schedule import BETWEEN, DONE, FAILED, Board, FileClaims, Pass, ThreadClaims
 from parcompute.machine import blas, malloc
 from parcompute.memory import segments, shared
-from parcompute.workers import start
+from parcompute.workers import exits, start
 
 # The stamp of a block that has no time limit any more: its kernel has returned.
 _COMPUTED = 2**63 - 1
@@ -152,6 +152,7 @@ def main(channel_fd: int, claims_fd: int) -> None:
         while (message := channel.recv())[0] != "quit":
             getattr(desk, message[0])(*message[1:])
             del message  # it may hold the last reference to arrays that the parent has released
+    exits.run()  # as long as there is a channel: without one, the parent kills
 
 
 class _Desk:
