@@ -11,6 +11,7 @@ import multiprocessing
 import multiprocessing.pool
 import os
 import pickle
+import select
 import signal
 import threading
 import time
@@ -29,10 +30,34 @@ from parcompute.jobs.job import Job
 from parcompute.machine import blas, signals
 from parcompute.memory import shared
 from parcompute.values.timeline import Timeline
-from parcompute.workers import worker
+from parcompute.workers import exits, worker
 
 # How often the caller looks whether all workers live.
 _LOOK_S = 0.2
+
+
+# How a process ends that multiprocessing has started, and that comes to start a pool itself while it runs the user's
+# main module again: silently, since what it has to say its parent says, once.
+_UNGUARDED = os.EX_USAGE
+
+
+class Unguarded(RuntimeError):
+    """The program has no main guard, which this backend needs."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "each worker of backend='pool' runs the main module again and has come to this executor: put what the "
+            "program does under `if __name__ == \"__main__\":`, or use backend='processes', which needs no such line"
+        )
+
+
+class _Pool(multiprocessing.pool.Pool):
+    """A pool that does not start workers again and again that end because there is no main guard."""
+
+    @staticmethod
+    def _maintain_pool(context: Any, process: Any, n_workers: int, workers: list[Any], *args: Any) -> None:
+        if all(worker.exitcode != _UNGUARDED for worker in workers):
+            multiprocessing.pool.Pool._maintain_pool(context, process, n_workers, workers, *args)  # type: ignore[attr-defined]
 
 
 class Pool(CountsDone, StoresHere):
@@ -42,6 +67,9 @@ class Pool(CountsDone, StoresHere):
     """
 
     def __init__(self, options: Options) -> None:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            exits.flush()
+            os._exit(_UNGUARDED)
         self.n_workers, self.start_method = options.n_workers, options.start_method
         self._context = multiprocessing.get_context(options.start_method)
         self._world = world.process()
@@ -57,7 +85,12 @@ class Pool(CountsDone, StoresHere):
 
     def _open(self) -> None:
         with _thread_variables(self._initializer.args[0]):
-            self._pool = self._context.Pool(self.n_workers, self._initializer)
+            try:
+                self._pool = _Pool(self.n_workers, self._initializer, context=self._context)
+            except (EOFError, OSError):  # from Python 3.12 on the forkserver runs the main module for all
+                if self.start_method == "forkserver" and _server_status() == _UNGUARDED:
+                    raise Unguarded from None
+                raise
         self._processes = list(self._pool._pool)
         self._ready_ns = 0
 
@@ -67,6 +100,8 @@ class Pool(CountsDone, StoresHere):
             return self._all_ready()
 
     def _all_ready(self) -> int:
+        if self._ended:
+            raise Unguarded
         if codes := self._deaths():  # while nobody looked
             self._begin_anew(_lost(codes))
         if self._ready_ns:
@@ -132,8 +167,10 @@ class Pool(CountsDone, StoresHere):
             self._news.notify_all()
             pool = self._pool
         try:
+            if pool is None:
+                raise Unguarded
             pool.apply_async(worker.run_call, (pickled,), callback=settled, error_callback=failed)
-        except ValueError as error:  # it has ended meanwhile
+        except (ValueError, Unguarded) as error:  # it has ended meanwhile
             failed(error)
 
     def _forget(self, future: Future[Any]) -> bool:
@@ -162,7 +199,10 @@ class Pool(CountsDone, StoresHere):
         self._end()
         with self._news:  # whoever submits from now on finds the new one
             calls, self._calls = self._calls, set()
-            self._open()
+            if isinstance(error, Unguarded):  # nor would another one have workers
+                self._let_go()
+            else:
+                self._open()
         for future in calls:
             future.set_exception(error)
 
@@ -273,7 +313,24 @@ class Pool(CountsDone, StoresHere):
         results.close()
 
 
-def _lost(codes: tuple[int, ...]) -> WorkerLost:
+def _server_status() -> int | None:
+    """Return how the forkserver of multiprocessing has ended, and leave it to multiprocessing to collect it."""
+    from multiprocessing.forkserver import _forkserver
+
+    server: Any = _forkserver
+    try:
+        pidfd = os.pidfd_open(server._forkserver_pid)
+        with open(pidfd, "rb"):
+            select.select([pidfd], [], [], _LOOK_S)
+            found = os.waitid(os.P_PID, server._forkserver_pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    except (AttributeError, TypeError, OSError):  # there is none, or no such call here
+        return None
+    return None if found is None else found.si_status
+
+
+def _lost(codes: tuple[int, ...]) -> RuntimeError:
+    if _UNGUARDED in codes:
+        return Unguarded()
     return WorkerLost(
         f"a worker of the pool ended with {ending(codes[0])}; multiprocessing.Pool loses what it was computing, so all "
         "that it had is given up (backend='processes' goes on)",
