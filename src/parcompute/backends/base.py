@@ -52,6 +52,8 @@ class Options:
         Whether each worker keeps to cores of its own.
     retries : int
         How many workers one block or call may cost before it is given up.
+    output_here : bool
+        Whether what worker processes print is written to this process's streams.
     """
 
     n_workers: int
@@ -60,6 +62,7 @@ class Options:
     blas_threads: int | None
     pin: bool
     retries: int
+    output_here: bool = False
 
 
 class Backend(Protocol):

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -131,7 +131,7 @@ def walk(
             return
 
 
-def main(channel_fd: int, claims_fd: int) -> None:
+def main(channel_fd: int, claims_fd: int, *print_fds: int) -> None:
     """Serve a parent until it says "quit" or is gone: the whole life of a worker process.
 
     Parameters
@@ -140,7 +140,11 @@ def main(channel_fd: int, claims_fd: int) -> None:
         Of the socket to the parent.
     claims_fd : int
         Of the file that hands out claims.
+    *print_fds : int
+        Of the pipes for what it prints on stdout and stderr, if it does not print where its parent does.
     """
+    if print_fds:
+        _print_into(*print_fds)
     channel = Connection(channel_fd)
     start.hold(channel)
     with contextlib.suppress(EOFError, ConnectionError):
@@ -194,6 +198,7 @@ class _Desk:
             self._lane(number, walked, attached, first)
             for lane in lanes:
                 lane.join()
+        exits.flush()
         self._send("end", number)
 
     def forget(self, dropped: tuple[int, ...]) -> None:
@@ -206,7 +211,9 @@ class _Desk:
 
     def call(self, number: int, pickled: bytes) -> None:
         """Run a submitted call and send what it returned or raised."""
-        self._send("result", number, *run_call(pickled))
+        result = run_call(pickled)
+        exits.flush()  # whoever takes the result finds what was printed before it
+        self._send("result", number, *result)
 
     def _lane(self, number: int, pass_: Pass, board: Board, worker: int) -> None:
         assert self.job is not None
@@ -270,6 +277,27 @@ def run_call(pickled: bytes) -> tuple[bool, bytes]:
         if is_ctrl_c(error):
             raise
         return False, pickle.dumps(Failure.before_blocks(error))
+
+
+_forked: list[Any] = []  # streams of the parent; their ends here would write what the parent has not written yet
+
+
+def _print_into(*fds: int) -> None:
+    """Have what this process prints, with all its C code and its children, go into pipes, line by line."""
+    _forked[:] = sys.stdout, sys.stderr
+    for number, fd in enumerate(fds, start=1):
+        os.dup2(fd, number)
+        os.close(fd)
+    sys.stdout, sys.stderr = map(_lines_into, (1, 2))
+    with contextlib.suppress(Exception):  # C would keep its lines until 4 KiB are full
+        import ctypes
+
+        library = ctypes.CDLL(None)
+        library.setvbuf(ctypes.c_void_p.in_dll(library, "stdout"), None, ctypes.c_int(1), ctypes.c_size_t(0))
+
+
+def _lines_into(fd: int) -> TextIO:
+    return open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def _settle(settings: Settings) -> Any:
