@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import pickle
 import time
@@ -124,7 +123,7 @@ class Call:
         if not self.future.set_running_or_notify_cancel():
             return
         try:
-            result = world.run(self.world, functools.partial(self.function, *self.args, **self.kwargs))
+            result = world.run(self.world, self.function, *self.args, **self.kwargs)
         except BaseException as error:  # the future is where the caller looks, for SystemExit too
             self.future.set_exception(error)
             if is_ctrl_c(error):

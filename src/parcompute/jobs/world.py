@@ -58,15 +58,15 @@ class World:  # made for each call, so in few microseconds
         self._decimal = _decimal() if _DECIMAL in names else None
         self._told: bytes | None = None
 
-    def run(self, function: Callable[..., _T], *args: Any) -> _T:
+    def run(self, function: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
         """Call a function in a thread of this process: what it sets itself ends with it."""
-        return self._context.copy().run(self._isolated, function, args)
+        return self._context.copy().run(self._isolated, function, args, kwargs)
 
-    def _isolated(self, function: Callable[..., _T], args: tuple[Any, ...]) -> _T:
+    def _isolated(self, function: Callable[..., _T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _T:
         if self._decimal is not None:
             _set_decimal(self._decimal.copy())
         with _errors_set(self._errors):
-            return function(*args)
+            return function(*args, **kwargs)
 
     def told(self, known: bytes | None) -> bytes | None:
         """Return what a worker process has to be told; None if that is nothing.
@@ -96,9 +96,9 @@ class World:  # made for each call, so in few microseconds
             raise pickling.CannotTravel(f"np.geterrcall() cannot travel to a worker: {error}") from error
 
 
-def run(world: World | None, function: Callable[..., _T], *args: Any) -> _T:
+def run(world: World | None, function: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
     """Call a function in this process, in a world if there is one."""
-    return function(*args) if world is None else world.run(function, *args)
+    return function(*args, **kwargs) if world is None else world.run(function, *args, **kwargs)
 
 
 def pack(world: World | None, known: bytes | None, pickled: bytes) -> bytes:
@@ -297,12 +297,14 @@ def _filter(filters: list[Any]) -> None:
     warnings.filters[:] = filters  # type: ignore[index]
 
 
-def run_as(told: bytes | None, function: Callable[..., _T], *args: Any) -> _T:
+def run_as(told: bytes | None, function: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
     """Call a function in a thread of a worker as the caller's thread would: what it sets itself ends with it."""
-    return Context().run(_as_caller, pickle.loads(told)[1] if told else None, function, args)
+    return Context().run(_as_caller, pickle.loads(told)[1] if told else None, function, args, kwargs)
 
 
-def _as_caller(of_thread: bytes | None, function: Callable[..., _T], args: tuple[Any, ...]) -> _T:
+def _as_caller(
+    of_thread: bytes | None, function: Callable[..., _T], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> _T:
     errors, decimal, values = pickle.loads(of_thread) if of_thread else (None, None, ())
     if decimal is not None:
         _set_decimal(decimal)
@@ -311,7 +313,7 @@ def _as_caller(of_thread: bytes | None, function: Callable[..., _T], args: tuple
             variable, value = pickle.loads(pickled)
             variable.set(value)
     with _errors_set(errors):
-        return function(*args)
+        return function(*args, **kwargs)
 
 
 # --- np.errstate and the decimal context -------------------------------------------------------------------

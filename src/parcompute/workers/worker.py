@@ -8,7 +8,6 @@ parent ── job, arrays ──► worker ── shape of block 0, odd results,
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import pickle
 import sys
@@ -271,7 +270,7 @@ def run_call(pickled: bytes) -> tuple[bool, bytes]:
     try:
         told, (function, args, kwargs) = world.unpack(pickled)
         with world.under(told):
-            result = world.run_as(told, functools.partial(function, *args, **kwargs))
+            result = world.run_as(told, function, *args, **kwargs)
         return True, pickling.dumps_back(result)
     except BaseException as error:
         if is_ctrl_c(error):
