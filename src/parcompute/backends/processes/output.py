@@ -50,7 +50,7 @@ class Output:
         except BlockingIOError:
             came, ended = b"", False
         lines, newline, unfinished = (self._unfinished + came).rpartition(b"\n")
-        if rest or ended or len(unfinished) > _LINE_BYTES:
+        if rest or len(unfinished) > _LINE_BYTES:
             lines, newline, unfinished = lines + newline + unfinished, b"", b""
         self._unfinished = unfinished
         stream = getattr(sys, self.name)
