@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import weakref
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from parcompute.backends.base import (
     settle,
     timeline,
 )
-from parcompute.jobs import modules, pickling
+from parcompute.jobs import contextvariables, modules, pickling, world
 from parcompute.jobs.job import Job
 from parcompute.machine import blas, signals
 from parcompute.memory import shared, sources
@@ -40,7 +41,9 @@ class Joblib(CountsDone, StoresHere):
     def __init__(self, options: Options) -> None:
         import joblib
         import joblib.externals.loky.process_executor  # which registers what ends it at exit: before our own, that is
+        from joblib.externals.loky.backend import reduction
 
+        reduction.register(ContextVar, contextvariables.reduce)
         self.n_workers, self.start_method = options.n_workers, ""
         self._joblib = joblib
         self._turn = threading.Lock()
@@ -76,11 +79,12 @@ class Joblib(CountsDone, StoresHere):
             inputs = tuple(sources.portable(array) for array in job.inputs)
             pickled, keep_alive = pickling.dumps(replace(job, inputs=()), f"kernel {job.name}")
             compute, number = self._joblib.delayed(_chunk), next(_numbers)
+            told = world.OnArrival(None if job.world is None else job.world.told(None))
             stop = shared.share(np.zeros(1, np.uint8))
             submitted_ns = time.perf_counter_ns()
             try:  # a worker may die while tasks are still handed out
                 answers = self._parallel(return_as="generator_unordered")(
-                    compute(stop, number, pickled, inputs, *task) for task in list(caller.chunks())
+                    compute(told, stop, number, pickled, inputs, *task) for task in list(caller.chunks())
                 )
                 for answer in answers:
                     caller.store(answer)
@@ -157,6 +161,7 @@ _numbers = itertools.count()
 
 
 def _chunk(
+    told: world.OnArrival,
     stop: npt.NDArray[np.uint8],
     number: int,
     pickled: bytes,
@@ -164,7 +169,7 @@ def _chunk(
     chunk: int,
     blocks: tuple[int, ...] | None,
 ) -> tasks.Answer:
-    return tasks.compute_unless(stop, replace(_arrived(number, pickled), inputs=inputs), chunk, blocks)
+    return tasks.compute_as(told.told, stop, replace(_arrived(number, pickled), inputs=inputs), chunk, blocks)
 
 
 @functools.lru_cache(maxsize=1)

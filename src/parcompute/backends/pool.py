@@ -11,6 +11,7 @@ import multiprocessing
 import multiprocessing.pool
 import os
 import pickle
+import select
 import signal
 import threading
 import time
@@ -35,15 +36,30 @@ from parcompute.backends.base import (
     timeline,
 )
 from parcompute.backends.processes.crew import ending
-from parcompute.jobs import modules, pickling
+from parcompute.jobs import modules, pickling, world
 from parcompute.jobs.job import Job
 from parcompute.machine import blas, signals
 from parcompute.memory import shared
 from parcompute.values.timeline import Timeline
-from parcompute.workers import surroundings, worker
+from parcompute.workers import exits, surroundings, worker
 
 # How often the caller looks whether all workers live.
 _LOOK_S = 0.2
+
+
+# How a process ends that multiprocessing has started, and that comes to start a pool itself while it runs the user's
+# main module again: silently, since what it has to say its parent says, once.
+_UNGUARDED = os.EX_USAGE
+
+
+class Unguarded(RuntimeError):
+    """The program has no main guard, which this backend needs."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "each worker of backend='pool' runs the main module again and has come to this executor: put what the "
+            "program does under `if __name__ == \"__main__\":`, or use backend='processes', which needs no such line"
+        )
 
 
 class Pool(CountsDone, StoresHere):
@@ -53,9 +69,12 @@ class Pool(CountsDone, StoresHere):
     """
 
     def __init__(self, options: Options) -> None:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            exits.flush()
+            os._exit(_UNGUARDED)
         self.n_workers, self.start_method = options.n_workers, options.start_method
         self._context = multiprocessing.get_context(options.start_method)
-        self._blas_threads = options.blas_threads
+        self._blas_threads, self._world = options.blas_threads, world.process()
         self._turn = threading.Lock()
         self._pool: Any = None
         self._n_jobs = 0
@@ -67,9 +86,14 @@ class Pool(CountsDone, StoresHere):
 
     def _open(self) -> None:
         modules.notice()
-        initializer = partial(_initialize, self._blas_threads, surroundings.Place.here())
+        initializer = partial(_initialize, self._blas_threads, surroundings.Place.here(), self._world)
         with surroundings.starting(blas.variables(self._blas_threads)):  # spawned workers read them when they load BLAS
-            self._pool = _Workers(self.n_workers, initializer, context=self._context)
+            try:
+                self._pool = _Workers(self.n_workers, initializer, context=self._context)
+            except (EOFError, OSError):  # from Python 3.12 on the forkserver runs the main module for all
+                if self.start_method == "forkserver" and _server_status() == _UNGUARDED:
+                    raise Unguarded from None
+                raise
         self._processes = list(self._pool._pool)
         self._ready_ns = 0
 
@@ -79,6 +103,8 @@ class Pool(CountsDone, StoresHere):
             return self._all_ready()
 
     def _all_ready(self) -> int:
+        if self._ended:
+            raise Unguarded
         if codes := self._deaths():  # while nobody looked
             self._begin_anew(_lost(codes))
         if self._ready_ns:
@@ -98,6 +124,7 @@ class Pool(CountsDone, StoresHere):
         with signals.taken(self._turn):
             self._all_ready()
             pickled, keep_alive = pickling.dumps(job, f"kernel {job.name}")
+            pickled = world.pack(job.world, self._world, pickled)
             segment = shared.share(np.frombuffer(b"\0" + pickled, np.uint8))
             self._n_jobs += 1
             caller = tasks.Caller(job, self.allocate)
@@ -120,7 +147,7 @@ class Pool(CountsDone, StoresHere):
     def submit(self, call: Call) -> None:
         """Apply a call."""
         future = call.future
-        if (travelling := call.pickled()) is None:
+        if (travelling := call.pickled(self._world)) is None:
             return
         pickled, keep_alive = travelling
         if not future.set_running_or_notify_cancel():
@@ -143,8 +170,10 @@ class Pool(CountsDone, StoresHere):
             self._news.notify_all()
             pool = self._pool
         try:
+            if pool is None:
+                raise Unguarded
             pool.apply_async(worker.run_call, (pickled,), callback=settled, error_callback=failed)
-        except ValueError as error:  # it has ended meanwhile
+        except (ValueError, Unguarded) as error:  # it has ended meanwhile
             failed(error)
 
     def _forget(self, future: Future[Any]) -> bool:
@@ -173,7 +202,10 @@ class Pool(CountsDone, StoresHere):
         self._end()
         with self._news:  # whoever submits from now on finds the new one
             calls, self._calls = self._calls, set()
-            self._open()
+            if isinstance(error, Unguarded):  # nor would another one have workers
+                self._let_go()
+            else:
+                self._open()
         for future in calls:
             deliver(future, error=error)
 
@@ -292,30 +324,51 @@ class _Starts:
             super().start()  # type: ignore[misc]  # of the class beside this one
 
 
-class _Fork(_Starts, context.ForkProcess):
-    pass
+class _Fork(_Starts, context.ForkProcess): ...
 
 
-class _Spawn(_Starts, context.SpawnProcess):
-    pass
+class _Spawn(_Starts, context.SpawnProcess): ...
 
 
-class _ForkServer(_Starts, context.ForkServerProcess):
-    pass
+class _ForkServer(_Starts, context.ForkServerProcess): ...
 
 
 _PROCESSES = {"fork": _Fork, "spawn": _Spawn, "forkserver": _ForkServer}
 
 
 class _Workers(multiprocessing.pool.Pool):
-    """The standard library's pool; by itself, it starts another worker for one that has died."""
+    """The standard library's pool; by itself, it starts another worker for one that has died.
+
+    Not for those that end because there is no main guard, which it would do for ever.
+    """
 
     @staticmethod
     def Process(ctx: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 (its name there)
         return _PROCESSES[ctx.get_start_method()](*args, **kwargs)
 
+    @staticmethod
+    def _maintain_pool(context: Any, process: Any, n_workers: int, workers: list[Any], *args: Any) -> None:
+        if all(worker.exitcode != _UNGUARDED for worker in workers):
+            multiprocessing.pool.Pool._maintain_pool(context, process, n_workers, workers, *args)  # type: ignore[attr-defined]
 
-def _lost(codes: tuple[int, ...]) -> WorkerLost:
+
+def _server_status() -> int | None:
+    """Return how the forkserver of multiprocessing has ended, and leave it to multiprocessing to collect it."""
+    from multiprocessing.forkserver import _forkserver
+
+    server: Any = _forkserver
+    try:
+        with open(os.pidfd_open(server._forkserver_pid), "rb") as pidfd:
+            select.select([pidfd], [], [], _LOOK_S)
+            found = os.waitid(os.P_PID, server._forkserver_pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    except (AttributeError, TypeError, OSError):  # there is none, or no such call here
+        return None
+    return None if found is None else found.si_status
+
+
+def _lost(codes: tuple[int, ...]) -> RuntimeError:
+    if _UNGUARDED in codes:
+        return Unguarded()
     return WorkerLost(
         f"a worker of the pool ended with {ending(codes[0])}; multiprocessing.Pool loses what it was computing, so all "
         "that it had is given up (backend='processes' goes on)",
@@ -324,21 +377,23 @@ def _lost(codes: tuple[int, ...]) -> WorkerLost:
     )
 
 
-def _initialize(blas_threads: int | None, place: surroundings.Place) -> None:
+def _initialize(blas_threads: int | None, place: surroundings.Place, known: bytes) -> None:
     place.restore()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    world.begin(known)
     np.random.seed()
     blas.limit(blas_threads)
 
 
-_job: tuple[int, Job] | None = None  # of this worker process: unpickled once for all its chunks
+# Of this worker process, unpickled once for all its chunks: number, what was told with it, and the job.
+_job: tuple[int, bytes | None, Job] | None = None
 
 
 def _chunk(number: int, pickled: shared.SharedArray, task: tuple[int, tuple[int, ...] | None]) -> bytes:
     global _job
     if _job is None or _job[0] != number:
-        _job = (number, pickling.loads(pickled[1:].tobytes()))
-    return pickling.dumps_back(tasks.compute_unless(pickled, _job[1], *task))
+        _job = (number, *world.unpack(pickled[1:].tobytes()))
+    return pickling.dumps_back(tasks.compute_as(_job[1], pickled, _job[2], *task))
 
 
 def _who(_: int) -> int:

@@ -8,6 +8,7 @@ import weakref
 from typing import Any
 
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, timeline
+from parcompute.jobs import world
 from parcompute.jobs.job import Failure, Job
 from parcompute.jobs.schedule import Board, Pass, ThreadClaims
 from parcompute.machine import blas, signals
@@ -41,7 +42,8 @@ class Serial(CountsDone, StoresHere):
         submitted_ns = time.perf_counter_ns()
         failures: list[Failure] = []
         with blas.limited(self._blas_threads), signals.at_any_line():
-            walk(job, Pass.first(job.plan), board, ThreadClaims(), 0, shaped, job.outputs.keep, failures.append)
+            first, keep, failed = Pass.first(job.plan), job.outputs.keep, failures.append
+            world.run(job.world, walk, job, first, board, ThreadClaims(), 0, shaped, keep, failed)
         troubles = conclude(job, failures)
         workers = [(os.getpid(), self._ready_ns)]
         return timeline(called_ns, submitted_ns, time.perf_counter_ns(), board.take_rows(), workers), troubles

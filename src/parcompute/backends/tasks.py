@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parcompute.backends.base import Trouble, conclude
-from parcompute.jobs import pickling
+from parcompute.jobs import pickling, world
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.outputs import Allocate
 from parcompute.jobs.schedule import DONE
@@ -63,6 +63,13 @@ def compute_unless(stop: npt.NDArray[np.uint8], job: Job, chunk: int, blocks: tu
                 break
     cpu_ns += time.thread_time_ns()
     return Answer(chunk, os.getpid(), started_ns, time.perf_counter_ns(), cpu_ns, results, failures)
+
+
+def compute_as(told: bytes | None, *task: Any) -> Answer:
+    """Do what `compute_unless` does as the caller would, of whose settings this worker was told."""
+    world.arrive(told)  # it may have run a call meanwhile
+    with world.under(told):
+        return world.run_as(told, compute_unless, *task)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, timeline
+from parcompute.jobs import world
 from parcompute.jobs.job import Failure, Job
 from parcompute.jobs.outputs import Allocate
 from parcompute.jobs.schedule import WAITING, Board, Pass, ThreadClaims
@@ -155,8 +156,9 @@ class Walks:
         self._first_known.set()
 
     def _work(self, worker: int) -> None:
-        keep = self.job.outputs.keep
-        walk(self.job, self._pass, self.board, self._claims, worker, self._shaped, keep, self._failed)
+        job, keep = self.job, self.job.outputs.keep
+        given = (self._pass, self.board, self._claims, worker, self._shaped, keep, self._failed)
+        world.run(job.world, walk, job, *given)
 
     def _shaped(self, index: int, shape: Any) -> None:
         if index != 0:

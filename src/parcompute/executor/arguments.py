@@ -23,7 +23,14 @@ MOST_WORKERS = limits.MOST_WORKERS
 
 
 def options_of(
-    workers: Any, backend: Any, threads_per_worker: Any, start_method: Any, blas_threads: Any, pin: Any, retries: Any
+    workers: Any,
+    backend: Any,
+    threads_per_worker: Any,
+    start_method: Any,
+    blas_threads: Any,
+    pin: Any,
+    retries: Any,
+    worker_output: Any,
 ) -> tuple[str, base.Options]:
     """Return the name of the backend, and what it is asked for."""
     if workers is None and backend == "processes" and start.in_worker():
@@ -43,6 +50,7 @@ def options_of(
         blas_threads=None if blas_threads is None else whole("blas_threads", blas_threads, at_least=1),
         pin=pin_of(pin, backend),
         retries=whole("retries", retries, at_least=1),
+        output_here=output_here_of(worker_output, backend),
     )
 
 
@@ -92,6 +100,15 @@ def pin_of(pin: Any, backend: str) -> bool:
     if backend != "processes":
         raise ValueError(f"pin={pin!r} needs backend='processes', not {backend!r}")
     return True
+
+
+def output_here_of(worker_output: Any, backend: str) -> bool:
+    """Return whether what worker processes print is brought here."""
+    if worker_output not in ("inherited", "here"):
+        raise ValueError(f"worker_output={worker_output!r} is unknown; pass 'inherited' or 'here'")
+    if worker_output == "here" and backend not in ("serial", "threads", "processes", "auto"):
+        raise ValueError(f"worker_output='here' needs backend 'processes' or 'auto', not {backend!r}")
+    return bool(worker_output == "here")
 
 
 def asked_of(

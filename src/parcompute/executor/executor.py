@@ -18,6 +18,7 @@ from parcompute.executor.futures import CallExecutor
 from parcompute.executor.progress import reporting
 from parcompute.jobs.job import Job
 from parcompute.jobs.partials import Combine, Partials
+from parcompute.jobs.world import World
 from parcompute.machine import signals
 from parcompute.values.blocks import Plan, Schedule
 from parcompute.values.timeline import Timeline
@@ -51,6 +52,10 @@ class Executor(CallExecutor):
         only).
     retries : int
         How many workers one block may kill before it is given up as `WorkerLost`.
+    worker_output : {"inherited", "here"}
+        Where worker processes print: where this process's descriptors 1 and 2 lead, or, with ``"here"``, into its
+        `sys.stdout` and `sys.stderr`, as they are at that moment, line by line: a cell, a test, a redirection
+        (``"processes"`` and ``"auto"`` only; kernels in ``"serial"`` and ``"threads"`` print there anyway).
     progress : callable or True, optional
         ``progress(n_done, n_blocks)`` is called ten times a second while a job runs, from a thread of its own;
         True draws a bar on a terminal.
@@ -79,12 +84,13 @@ class Executor(CallExecutor):
         blas_threads: int | None = 1,
         pin: bool | str = False,
         retries: int = 2,
+        worker_output: str = "inherited",
         progress: Any = None,
     ) -> None:
         super().__init__()
         self.schedule = Schedule.parse(schedule)
         backend, options = arguments.options_of(
-            workers, backend, threads_per_worker, start_method, blas_threads, pin, retries
+            workers, backend, threads_per_worker, start_method, blas_threads, pin, retries, worker_output
         )
         self._report = arguments.report_of(progress)
         self.backend = backend
@@ -248,7 +254,18 @@ class Executor(CallExecutor):
             outputs.allocate((outputs.fields, outputs.single), backend.allocate)
         self._note(
             *self._run(
-                Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), args, kwargs, asks, *policy),
+                Job(
+                    kernel,
+                    arrays,
+                    plan,
+                    outputs,
+                    arguments.seed_of(seed, asks),
+                    args,
+                    kwargs,
+                    asks,
+                    *policy,
+                    world=World(),
+                ),
                 called_ns,
                 checkpoint,
                 seed,
@@ -316,7 +333,9 @@ class Executor(CallExecutor):
             raise ValueError("the kernel asks for out, but the blocks of reduce_blocks have no rows; use map_blocks")
         outputs = Partials(plan, combine)
         timeline, plan = self._run(
-            Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), args, kwargs, asks, *policy),
+            Job(
+                kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), args, kwargs, asks, *policy, world=World()
+            ),
             called_ns,
             checkpoint,
             seed,

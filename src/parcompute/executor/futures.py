@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import _thread
 import atexit
+import functools
 import os
 import sys
 import threading
@@ -25,6 +26,7 @@ from typing import Any
 
 from parcompute.backends import base
 from parcompute.executor.batches import Batches
+from parcompute.jobs.world import World
 from parcompute.machine import signals
 
 # At the end of the program, what was submitted is finished first, as concurrent.futures does it: whether its executor
@@ -85,16 +87,16 @@ class CallExecutor(futures.Executor):
             If the executor is closed.
         """
         self._usable()
-        return self._submit(fn, *args, **kwargs)
+        return self._submit(World(), fn, *args, **kwargs)
 
-    def _submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
+    def _submit(self, world: World, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
         future: futures.Future[Any] = futures.Future()
         future._condition = signals.Condition()  # else Ctrl-C here could stop all calls
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
         try:
             with signals.heard():
-                self._backend.submit(base.Call(future, fn, args, kwargs))
+                self._backend.submit(base.Call(future, fn, args, kwargs, world))
         except BaseException:
             self._pending.discard(future)
             raise
@@ -133,7 +135,8 @@ class CallExecutor(futures.Executor):
         """
         self._usable()
         deadline = None if timeout is None else time.monotonic() + timeout
-        batches = Batches(self._submit, fn, iterables, self._backend.n_workers, chunksize, buffersize)
+        submit = functools.partial(self._submit, World())  # other threads send the later ones
+        batches = Batches(submit, fn, iterables, self._backend.n_workers, chunksize, buffersize)
         with self._lock:
             self._maps.add(batches)
             if self._closed:  # meanwhile

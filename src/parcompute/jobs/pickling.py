@@ -12,13 +12,14 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from types import CodeType, FunctionType
 from typing import Any
 
 import cloudpickle
 import numpy as np
 
-from parcompute.jobs import modules
+from parcompute.jobs import contextvariables, modules
 from parcompute.memory import segments, shared, sources
 
 # A plain array of more bytes is shared instead of sent; below, a pickle costs less than a segment.
@@ -57,6 +58,8 @@ class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ha
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
+        if kind is ContextVar:
+            return contextvariables.reduce(obj)
         if kind is CodeType:
             make, args, *_ = self.dispatch_table[CodeType](obj)
             return _code, (obj.co_filename, make, args)

@@ -19,16 +19,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import process
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
-from parcompute.jobs import pickling
+from parcompute.jobs import pickling, world
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.schedule import BETWEEN, DONE, FAILED, Board, FileClaims, Pass, ThreadClaims
 from parcompute.machine import blas, malloc
 from parcompute.memory import segments, shared
-from parcompute.workers import start
+from parcompute.workers import exits, start
 
 # What the calls of one map have in common is forgotten by a worker that has had none for so many seconds.
 _AGAIN_S = 0.1
@@ -50,6 +50,7 @@ class Settings:
     path: list[str]
     argv: list[str]
     cpus: frozenset[int] | None  # None leaves the mask alone
+    world: bytes  # what holds for jobs that tell of nothing else
 
 
 def walk(
@@ -136,7 +137,7 @@ def walk(
             return
 
 
-def main(channel_fd: int, claims_fd: int) -> None:
+def main(channel_fd: int, claims_fd: int, *print_fds: int) -> None:
     """Serve a parent until it says "quit" or is gone: the whole life of a worker process.
 
     Parameters
@@ -145,7 +146,11 @@ def main(channel_fd: int, claims_fd: int) -> None:
         Of the socket to the parent.
     claims_fd : int
         Of the file that hands out claims.
+    *print_fds : int
+        Of the pipes for what it prints on stdout and stderr, if it does not print where its parent does.
     """
+    if print_fds:
+        _print_into(*print_fds)
     channel = Connection(channel_fd)
     start.hold(channel)
     with contextlib.suppress(EOFError, ConnectionError):
@@ -162,6 +167,7 @@ def main(channel_fd: int, claims_fd: int) -> None:
                 break
             getattr(desk, message[0])(*message[1:])
             del message  # it may hold the last reference to arrays that the parent has released
+    exits.run()  # as long as there is a channel: without one, the parent kills
 
 
 class _Desk:
@@ -171,6 +177,7 @@ class _Desk:
         self.channel, self.claims, self.settings = channel, claims, settings
         self.job: Job | None = None
         self.job_number = -1
+        self.told: bytes | None = None  # of the caller's settings, with the job
         self.sending, self.receiving = threading.Lock(), threading.Lock()
 
     def walk(self, number: int, pickled: bytes, arrays: Any, pass_: Any, board: Any) -> None:
@@ -178,7 +185,8 @@ class _Desk:
         try:
             if self.job is None or self.job_number != number:
                 with segments.holding():
-                    self.job, self.job_number = pickling.loads(pickled), number
+                    self.told, self.job = world.unpack(pickled)
+                self.job_number = number
             self._attach(arrays)
             pass_number, n_chunks, lost, alone = pass_
             walked = Pass(pass_number, n_chunks, self.job.plan, lost, alone)
@@ -192,16 +200,18 @@ class _Desk:
             self._send("end", number)
             return
         first, lanes = self.settings.worker, []
-        for worker in range(first + 1, first + (1 if alone else self.settings.n_threads)):
-            lane = threading.Thread(target=self._lane, args=(number, walked, attached, worker))
-            try:
-                lane.start()
-            except RuntimeError:  # the system gives no more threads; those that there are do its part
-                break
-            lanes.append(lane)
-        self._lane(number, walked, attached, first)
-        for lane in lanes:
-            lane.join()
+        with world.under(self.told):
+            for worker in range(first + 1, first + (1 if alone else self.settings.n_threads)):
+                lane = threading.Thread(target=self._lane, args=(number, walked, attached, worker))
+                try:
+                    lane.start()
+                except RuntimeError:  # the system gives no more threads; those that there are do its part
+                    break
+                lanes.append(lane)
+            self._lane(number, walked, attached, first)
+            for lane in lanes:
+                lane.join()
+        exits.flush()
         self._send("end", number)
 
     def forget(self, gone: set[int]) -> None:
@@ -214,7 +224,9 @@ class _Desk:
 
     def call(self, number: int, pickled: bytes) -> None:
         """Run a submitted call and send what it returned or raised."""
-        self._send("result", number, *run_call(pickled))
+        result = run_call(pickled)
+        exits.flush()  # whoever takes the result finds what was printed before it
+        self._send("result", number, *result)
 
     def _lane(self, number: int, pass_: Pass, board: Board, worker: int) -> None:
         assert self.job is not None
@@ -238,7 +250,7 @@ class _Desk:
             self._send("failed", number, failure)
 
         try:
-            walk(self.job, pass_, board, self.claims, worker, shaped, odd, failed)
+            world.run_as(self.told, walk, self.job, pass_, board, self.claims, worker, shaped, odd, failed)
         except BaseException as error:  # outside any block: a file cannot be opened, memory is short
             if is_ctrl_c(error):
                 raise
@@ -263,7 +275,7 @@ def run_call(pickled: bytes) -> tuple[bool, bytes, bool]:
     Parameters
     ----------
     pickled : bytes
-        Of ``(function, args, kwargs)``, by `parcompute.jobs.pickling.dumps`.
+        Of ``(function, args, kwargs)``, by `parcompute.backends.base.Call.pickled`.
 
     Returns
     -------
@@ -281,12 +293,35 @@ def run_call(pickled: bytes) -> tuple[bool, bytes, bool]:
 
 def _called(pickled: bytes, lent: list[weakref.ref[segments.Segment]]) -> tuple[bool, bytes]:
     try:
-        (function, args, kwargs), lent[:] = pickling.loads_watched(pickled)
-        return True, pickling.dumps_back(function(*args, **kwargs))
+        told, ((function, args, kwargs), lent[:]) = world.unpack(pickled, pickling.loads_watched)
+        with world.under(told):
+            result = world.run_as(told, function, *args, **kwargs)
+        return True, pickling.dumps_back(result)
     except BaseException as error:
         if is_ctrl_c(error):
             raise
         return False, pickle.dumps(Failure.before_blocks(error))
+
+
+_forked: list[Any] = []  # streams of the parent; their ends here would write what the parent has not written yet
+
+
+def _print_into(*fds: int) -> None:
+    """Have what this process prints, with all its C code and its children, go into pipes, line by line."""
+    _forked[:] = sys.stdout, sys.stderr
+    for number, fd in enumerate(fds, start=1):
+        os.dup2(fd, number)
+        os.close(fd)
+    sys.stdout, sys.stderr = map(_lines_into, (1, 2))
+    with contextlib.suppress(Exception):  # C would keep its lines until 4 KiB are full
+        import ctypes
+
+        library = ctypes.CDLL(None)
+        library.setvbuf(ctypes.c_void_p.in_dll(library, "stdout"), None, ctypes.c_int(1), ctypes.c_size_t(0))
+
+
+def _lines_into(fd: int) -> TextIO:
+    return open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def _settle(settings: Settings) -> Any:
@@ -297,6 +332,7 @@ def _settle(settings: Settings) -> Any:
     with contextlib.suppress(OSError):  # the folder may be gone by now
         os.chdir(settings.folder)
     process.current_process().authkey = settings.authkey
+    world.begin(settings.world)
     _keep_to(settings.cpus)
     malloc.keep_freed()
     # A forked process would continue the parent's legacy streams, the same in every worker.
