@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import BrokenExecutor
 from concurrent.futures.process import BrokenProcessPool
 from concurrent.futures.thread import BrokenThreadPool
@@ -420,3 +421,39 @@ def test_the_arguments_of_processpoolexecutor_are_taken_in_its_words_and_places(
 def test_arguments_that_make_no_sense_are_refused(options, error, says):
     with pytest.raises(error, match=says):
         pc.Executor(**options)
+
+
+def _strict(folder):
+    np.seterr(divide="raise")
+    if folder is not None:
+        warnings.simplefilter("error")
+        sys.setrecursionlimit(4321)
+        os.chdir(folder)
+
+
+def _settings_now():
+    warned = any(action == "error" and kind is Warning for action, _, kind, _, _ in warnings.filters)
+    return np.geterr()["divide"], sys.getrecursionlimit(), os.getcwd(), warned
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_settings_of_the_initializer_hold_until_the_caller_changes_them(tmp_path, method):
+    limit = sys.getrecursionlimit()
+    with pc.Executor(1, start_method=method, initializer=_strict, initargs=(tmp_path,)) as ex:
+        for _ in range(2):
+            assert ex.submit(_settings_now).result(10) == ("raise", 4321, str(tmp_path), True)
+        assert ex.map_blocks(lambda x: x + sys.getrecursionlimit(), np.zeros(1))[0] == 4321
+        try:
+            sys.setrecursionlimit(limit + 5)
+            with np.errstate(divide="ignore"):
+                assert ex.submit(_settings_now).result(10) == ("ignore", limit + 5, str(tmp_path), True)
+        finally:
+            sys.setrecursionlimit(limit)
+        assert ex.submit(_settings_now).result(10) == ("raise", 4321, str(tmp_path), True)
+
+
+@pytest.mark.skipif(np.__version__ < "2", reason="np.errstate belongs to the thread")
+@pytest.mark.parametrize("backend", ["serial", "threads", "pool", "joblib"])
+def test_np_seterr_of_the_initializer_holds(backend):
+    with np.errstate(), pc.Executor(1, backend=backend, initializer=_strict, initargs=(None,)) as ex:
+        assert list(ex.map(lambda _: np.geterr()["divide"], range(3))) == ["raise"] * 3

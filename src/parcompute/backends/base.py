@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from parcompute.jobs import pickling
+from parcompute.jobs import pickling, world
 from parcompute.jobs.job import Failure, Job, KernelError, is_ctrl_c
 from parcompute.jobs.setup import Setup
+from parcompute.jobs.world import World
 from parcompute.values.timeline import CHUNK_DTYPE, DEATH_DTYPE, WORKER_DTYPE, Timeline
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Options:
         What each worker does first, and what it keeps.
     most_calls : int or None
         After so many submitted calls a worker process ends, and another takes its place.
+    output_here : bool
+        Whether what worker processes print is written to this process's streams.
     """
 
     n_workers: int
@@ -67,6 +70,7 @@ class Options:
     retries: int
     setup: Setup = field(default_factory=Setup)
     most_calls: int | None = None
+    output_here: bool = False
 
 
 class Backend(Protocol):
@@ -122,13 +126,14 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     n_calls: int = 1
+    world: World | None = None
 
     def run_here(self) -> None:
         """Call in this thread, unless it was cancelled, and settle the future."""
         if not self.future.set_running_or_notify_cancel():
             return
         try:
-            result = self.function(*self.args, **self.kwargs)
+            result = world.run(self.world, self.function, *self.args, **self.kwargs)
         except BaseException as error:  # the future is where the caller looks, for SystemExit too
             deliver(self.future, error=error)
             if is_ctrl_c(error):
@@ -136,13 +141,16 @@ class Call:
         else:
             deliver(self.future, result)
 
-    def pickled(self, *, lent: bool = False) -> tuple[bytes, list[Any]] | None:
+    def pickled(self, known: bytes | None = None, *, lent: bool = False) -> tuple[bytes, list[Any]] | None:
         """Pickle it, and return that and what must live until it has arrived; `lent` is as for `pickling.dumps`.
 
-        None if it cannot travel, which the future then says, as with `concurrent.futures`.
+        None if it cannot travel, which the future then says, as with `concurrent.futures`. For `known` see
+        `parcompute.jobs.world.World.told`.
         """
         try:
-            return pickling.dumps((self.function, self.args, self.kwargs), "the call", lent=lent)
+            call = (self.function, self.args, self.kwargs)
+            pickled, keep_alive = pickling.dumps(call, "the call", lent=lent)
+            return world.pack(self.world, known, pickled), keep_alive
         except BaseException as error:  # whatever a __reduce__ of the caller raises
             if is_ctrl_c(error):
                 raise

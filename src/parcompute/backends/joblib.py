@@ -9,6 +9,7 @@ import os
 import threading
 import time
 import weakref
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,7 @@ from parcompute.backends.base import (
     timeline,
 )
 from parcompute.backends.broken import Broken
-from parcompute.jobs import modules, pickling
+from parcompute.jobs import modules, pickling, variables, world
 from parcompute.jobs.job import Failure, Job
 from parcompute.jobs.setup import Packed
 from parcompute.machine import blas, signals
@@ -42,7 +43,9 @@ class Joblib(CountsDone, StoresHere):
 
     def __init__(self, options: Options) -> None:
         import joblib
+        from joblib.externals.loky.backend import reduction
 
+        reduction.register(ContextVar, variables.reduce)
         self.n_workers, self.start_method = options.n_workers, ""
         self._joblib = joblib
         self._turn = threading.Lock()
@@ -85,11 +88,12 @@ class Joblib(CountsDone, StoresHere):
             inputs = tuple(sources.portable(array) for array in job.inputs)
             pickled, keep_alive = pickling.dumps(replace(job, inputs=()), f"kernel {job.name}")
             compute, number = self._joblib.delayed(_chunk), next(_numbers)
+            told = world.OnArrival(None if job.world is None else job.world.told(None))
             stop = shared.share(np.zeros(1, np.uint8))
             submitted_ns = time.perf_counter_ns()
             try:  # a worker may die while tasks are still handed out
                 answers = self._parallel(return_as="generator_unordered")(
-                    compute(self._setup, stop, number, pickled, inputs, *task) for task in list(caller.chunks())
+                    compute(self._setup, told, stop, number, pickled, inputs, *task) for task in list(caller.chunks())
                 )
                 for answer in answers:
                     caller.store(answer)
@@ -194,6 +198,7 @@ _numbers = itertools.count()
 
 def _chunk(
     setup: Packed | None,
+    told: world.OnArrival,
     stop: npt.NDArray[np.uint8],
     number: int,
     pickled: bytes,
@@ -201,7 +206,7 @@ def _chunk(
     *task: Any,
 ) -> tasks.Answer:
     with _at(setup):  # before the kernel arrives, which finds then what the initializer has set
-        return tasks.compute_unless(stop, replace(_arrived(number, pickled), inputs=inputs), *task)
+        return tasks.compute_as(told.told, stop, replace(_arrived(number, pickled), inputs=inputs), *task)
 
 
 @functools.lru_cache(maxsize=1)

@@ -17,7 +17,6 @@ import time
 import weakref
 from concurrent.futures import Future
 from functools import partial
-from multiprocessing import context
 from typing import Any
 
 import numpy as np
@@ -35,8 +34,9 @@ from parcompute.backends.base import (
     timeline,
 )
 from parcompute.backends.broken import Broken
+from parcompute.backends.pool_processes import UNGUARDED, Unguarded, Workers, leave_if_unguarded, server_status
 from parcompute.backends.processes.crew import ending
-from parcompute.jobs import modules, pickling
+from parcompute.jobs import modules, pickling, world
 from parcompute.jobs.job import Failure, Job
 from parcompute.jobs.setup import Packed, Setup
 from parcompute.machine import blas, signals
@@ -55,9 +55,10 @@ class Pool(CountsDone, StoresHere):
     """
 
     def __init__(self, options: Options) -> None:
+        leave_if_unguarded()
         self.n_workers, self.start_method = options.n_workers, options.start_method
         self._context = multiprocessing.get_context(options.start_method)
-        self._blas_threads, self._setup = options.blas_threads, options.setup
+        self._blas_threads, self._setup, self._world = options.blas_threads, options.setup, world.process()
         self._failure: Failure | None = None  # of an initializer
         self._turn = threading.Lock()
         self._pool: Any = None
@@ -70,9 +71,14 @@ class Pool(CountsDone, StoresHere):
 
     def _open(self) -> None:
         modules.notice()
-        initializer = partial(_initialize, self._blas_threads, surroundings.Place.here(), self._setup)
+        initializer = partial(_initialize, self._blas_threads, surroundings.Place.here(), self._setup, self._world)
         with surroundings.starting(blas.variables(self._blas_threads)):  # spawned workers read them when they load BLAS
-            self._pool = _Workers(self.n_workers, initializer, context=self._context)
+            try:
+                self._pool = Workers(self.n_workers, initializer, context=self._context)
+            except (EOFError, OSError):  # from Python 3.12 on the forkserver runs the main module for all
+                if self.start_method == "forkserver" and server_status() == UNGUARDED:
+                    raise Unguarded from None
+                raise
         self._processes = list(self._pool._pool)
         self._ready_ns = 0
 
@@ -87,6 +93,8 @@ class Pool(CountsDone, StoresHere):
 
     def _all_ready(self) -> int:
         self._require_unbroken()
+        if self._ended:
+            raise Unguarded
         if codes := self._deaths():  # while nobody looked
             self._begin_anew(_lost(codes))
         if self._ready_ns:
@@ -109,6 +117,7 @@ class Pool(CountsDone, StoresHere):
         with signals.taken(self._turn):
             self._all_ready()
             pickled, keep_alive = pickling.dumps(job, f"kernel {job.name}")
+            pickled = world.pack(job.world, self._world, pickled)
             segment = shared.share(np.frombuffer(b"\0" + pickled, np.uint8))
             self._n_jobs += 1
             caller = tasks.Caller(job, self.allocate)
@@ -132,7 +141,7 @@ class Pool(CountsDone, StoresHere):
         """Apply a call."""
         self._require_unbroken()
         future = call.future
-        if (travelling := call.pickled()) is None:
+        if (travelling := call.pickled(self._world)) is None:
             return
         pickled, keep_alive = travelling
         if not future.set_running_or_notify_cancel():
@@ -158,8 +167,10 @@ class Pool(CountsDone, StoresHere):
             self._news.notify_all()
             pool = self._pool
         try:
+            if pool is None:
+                raise Unguarded
             pool.apply_async(_call, (pickled,), callback=settled, error_callback=failed)
-        except ValueError as error:  # it has ended meanwhile
+        except (ValueError, Unguarded) as error:  # it has ended meanwhile
             failed(error)
 
     def _forget(self, future: Future[Any]) -> bool:
@@ -188,7 +199,10 @@ class Pool(CountsDone, StoresHere):
         self._end()
         with self._news:  # whoever submits from now on finds the new one
             calls, self._calls = self._calls, set()
-            self._open()
+            if isinstance(error, Unguarded):  # nor would another one have workers
+                self._let_go()
+            else:
+                self._open()
         for future in calls:
             deliver(future, error=error)
 
@@ -299,38 +313,9 @@ class Pool(CountsDone, StoresHere):
         results.close()
 
 
-class _Starts:
-    """A process that starts in surroundings fit for it, whoever starts it."""
-
-    def start(self) -> None:
-        with surroundings.starting({}):
-            super().start()  # type: ignore[misc]  # of the class beside this one
-
-
-class _Fork(_Starts, context.ForkProcess):
-    pass
-
-
-class _Spawn(_Starts, context.SpawnProcess):
-    pass
-
-
-class _ForkServer(_Starts, context.ForkServerProcess):
-    pass
-
-
-_PROCESSES = {"fork": _Fork, "spawn": _Spawn, "forkserver": _ForkServer}
-
-
-class _Workers(multiprocessing.pool.Pool):
-    """The standard library's pool; by itself, it starts another worker for one that has died."""
-
-    @staticmethod
-    def Process(ctx: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N802 (its name there)
-        return _PROCESSES[ctx.get_start_method()](*args, **kwargs)
-
-
-def _lost(codes: tuple[int, ...]) -> WorkerLost:
+def _lost(codes: tuple[int, ...]) -> RuntimeError:
+    if UNGUARDED in codes:
+        return Unguarded()
     return WorkerLost(
         f"a worker of the pool ended with {ending(codes[0])}; multiprocessing.Pool loses what it was computing, so all "
         "that it had is given up (backend='processes' goes on)",
@@ -342,24 +327,26 @@ def _lost(codes: tuple[int, ...]) -> WorkerLost:
 _place: tasks.Place  # of this worker process
 
 
-def _initialize(blas_threads: int | None, place: surroundings.Place, setup: Setup | Packed) -> None:
+def _initialize(blas_threads: int | None, place: surroundings.Place, setup: Setup | Packed, known: bytes) -> None:
     global _place
     place.restore()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    world.begin(known)
     np.random.seed()
     blas.limit(blas_threads)
     _place = tasks.taken(setup)
 
 
-_job: tuple[int, Job] | None = None  # of this worker process: unpickled once for all its chunks
+# Of this worker process, unpickled once for all its chunks: number, what was told with it, and the job.
+_job: tuple[int, bytes | None, Job] | None = None
 
 
 def _chunk(number: int, pickled: shared.SharedArray, task: tuple[int, tuple[int, ...] | None]) -> bytes:
     global _job
     if _job is None or _job[0] != number:
-        _job = (number, pickling.loads(pickled[1:].tobytes()))
+        _job = (number, *world.unpack(pickled[1:].tobytes()))
     with tasks.at(_place):
-        return pickling.dumps_back(tasks.compute_unless(pickled, _job[1], *task))
+        return pickling.dumps_back(tasks.compute_as(_job[1], pickled, _job[2], *task))
 
 
 def _call(pickled: bytes) -> tuple[bool, bytes, bool]:

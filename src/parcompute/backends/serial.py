@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, timeline
+from parcompute.jobs import variables, world
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.schedule import Board, Pass, ThreadClaims
 from parcompute.jobs.setup import State
@@ -29,6 +32,7 @@ class Serial(CountsDone, StoresHere):
         self._setup, self._state = options.setup, State(options.setup.state)
         self._lock = threading.Lock()
         self._failure: Failure | None = None  # of the initializer
+        self._own: dict[Any, Any] = {}  # context variables that it has set
         self._initialized = options.setup.initializer is None
 
     def wait_until_ready(self) -> int:
@@ -46,7 +50,8 @@ class Serial(CountsDone, StoresHere):
         if self._initialized:  # by another thread meanwhile
             return
         try:
-            self._setup.initialize()
+            with variables.noted(self._own):
+                self._setup.initialize()
         except BaseException as error:
             if is_ctrl_c(error):
                 raise
@@ -66,8 +71,9 @@ class Serial(CountsDone, StoresHere):
 
         submitted_ns = time.perf_counter_ns()
         failures: list[Failure] = []
-        with blas.limited(self._blas_threads), signals.at_any_line(), self._state.here():
-            walk(job, Pass.first(job.plan), board, ThreadClaims(), 0, shaped, job.outputs.keep, failures.append)
+        with self._settled():
+            first, keep, failed = Pass.first(job.plan), job.outputs.keep, failures.append
+            world.run(job.world, walk, job, first, board, ThreadClaims(), 0, shaped, keep, failed)
         troubles = conclude(job, failures)
         workers = [(os.getpid(), self._ready_ns)]
         return timeline(called_ns, submitted_ns, time.perf_counter_ns(), board.take_rows(), workers), troubles
@@ -75,8 +81,13 @@ class Serial(CountsDone, StoresHere):
     def submit(self, call: Call) -> None:
         """Call at once."""
         self.wait_until_ready()
-        with blas.limited(self._blas_threads), signals.at_any_line(), self._state.here():
+        with self._settled():
             call.run_here()
+
+    @contextlib.contextmanager
+    def _settled(self) -> Iterator[None]:
+        with blas.limited(self._blas_threads), signals.at_any_line(), self._state.here(), variables.holding(self._own):
+            yield
 
     def pids(self) -> tuple[int, ...]:
         """Return this process."""

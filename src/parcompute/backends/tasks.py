@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from parcompute.backends.base import Trouble, conclude
 from parcompute.backends.broken import Broken
-from parcompute.jobs import pickling, variables
+from parcompute.jobs import pickling, variables, world
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.outputs import Allocate
 from parcompute.jobs.schedule import DONE
@@ -35,7 +35,7 @@ def taken(setup: Setup | Packed) -> Place:
     """Set this worker process up; what is kept is closed at the end of it."""
     try:
         opened = setup.opened()
-        with variables.kept(opened.initializer):
+        with world.beginning(), variables.kept(opened.initializer):
             opened.initialize()
     except BaseException as error:  # the tasks will say so
         return Failure.before_blocks(error)
@@ -95,6 +95,13 @@ def compute_unless(stop: npt.NDArray[np.uint8], job: Job, chunk: int, blocks: tu
                 break
     cpu_ns += time.thread_time_ns()
     return Answer(chunk, os.getpid(), started_ns, time.perf_counter_ns(), cpu_ns, results, failures)
+
+
+def compute_as(told: bytes | None, *task: Any) -> Answer:
+    """Do what `compute_unless` does as the caller would, of whose settings this worker was told."""
+    world.arrive(told)  # it may have run a call meanwhile
+    with world.under(told):
+        return world.run_as(told, compute_unless, *task)
 
 
 @dataclass(frozen=True)

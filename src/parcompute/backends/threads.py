@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, deliver, timeline
+from parcompute.jobs import variables, world
 from parcompute.jobs.job import Failure, Job
 from parcompute.jobs.outputs import Allocate
 from parcompute.jobs.schedule import WAITING, Board, Pass, ThreadClaims
@@ -48,8 +49,10 @@ class Threads(CountsDone, StoresHere):
             self.idents[worker] = threading.get_ident()
             barrier.wait()
             self._states[worker].stay()
+            variables.here.own = {}
             try:
-                self._setup.initialize()
+                with variables.noted(variables.here.own):
+                    self._setup.initialize()
             except BaseException as error:  # whoever has calls for this thread must hear of it
                 self._failure = Failure.before_blocks(error)
             self._ready_ns[worker] = time.perf_counter_ns()
@@ -212,8 +215,9 @@ class Walks:
         self._first_known.set()
 
     def _work(self, worker: int) -> None:
-        keep = self.job.outputs.keep
-        walk(self.job, self._pass, self.board, self._claims, worker, self._shaped, keep, self._failed)
+        job, keep = self.job, self.job.outputs.keep
+        given = (self._pass, self.board, self._claims, worker, self._shaped, keep, self._failed)
+        world.run(job.world, walk, job, *given)
 
     def _shaped(self, index: int, shape: Any) -> None:
         if index != 0:

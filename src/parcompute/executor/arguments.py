@@ -34,6 +34,7 @@ def options_of(
     blas_threads: Any,
     pin: Any,
     retries: Any,
+    worker_output: Any,
     setup: Setup,
 ) -> tuple[str, base.Options]:
     """Return the name of the backend, and what it is asked for."""
@@ -62,6 +63,7 @@ def options_of(
         retries=whole("retries", retries, at_least=1),
         setup=setup,
         most_calls=most_calls_of(max_tasks_per_child, backend, method),
+        output_here=output_here_of(worker_output, backend),
     )
 
 
@@ -152,6 +154,15 @@ def pin_of(pin: Any, backend: str) -> bool:
     if backend != "processes":
         raise ValueError(f"pin={pin!r} needs backend='processes', not {backend!r}")
     return True
+
+
+def output_here_of(worker_output: Any, backend: str) -> bool:
+    """Return whether what worker processes print is brought here."""
+    if worker_output not in ("inherited", "here"):
+        raise ValueError(f"worker_output={worker_output!r} is unknown; pass 'inherited' or 'here'")
+    if worker_output == "here" and backend not in ("serial", "threads", "processes", "auto"):
+        raise ValueError(f"worker_output='here' needs backend 'processes' or 'auto', not {backend!r}")
+    return bool(worker_output == "here")
 
 
 def asked_of(

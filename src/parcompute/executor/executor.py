@@ -18,6 +18,7 @@ from parcompute.executor.futures import CallExecutor
 from parcompute.executor.progress import reporting
 from parcompute.jobs.job import Job
 from parcompute.jobs.partials import Combine, Partials
+from parcompute.jobs.world import World
 from parcompute.machine import signals
 from parcompute.values.blocks import Plan, Schedule
 from parcompute.values.timeline import Timeline
@@ -65,6 +66,10 @@ class Executor(CallExecutor):
         only).
     retries : int
         How many workers one block may kill before it is given up as `WorkerLost`.
+    worker_output : {"inherited", "here"}
+        Where worker processes print: where this process's descriptors 1 and 2 lead, or, with ``"here"``, into its
+        `sys.stdout` and `sys.stderr`, as they are at that moment, line by line: a cell, a test, a redirection
+        (``"processes"`` and ``"auto"`` only; kernels in ``"serial"`` and ``"threads"`` print there anyway).
     progress : callable or True, optional
         ``progress(n_done, n_blocks)`` is called ten times a second while a job runs, from a thread of its own;
         True draws a bar on a terminal.
@@ -99,6 +104,7 @@ class Executor(CallExecutor):
         blas_threads: int | None = 1,
         pin: bool | str = False,
         retries: int = 2,
+        worker_output: str = "inherited",
         progress: Any = None,
     ) -> None:
         super().__init__()
@@ -114,6 +120,7 @@ class Executor(CallExecutor):
             blas_threads,
             pin,
             retries,
+            worker_output,
             arguments.setup_of(initializer, initargs, state),
         )
         self._has_state = state is not None
@@ -368,7 +375,7 @@ class Executor(CallExecutor):
         self._timeline, self._plan = timeline, plan
 
     def _run(self, job: Job, called_ns: int, checkpoint: Any, seed: int | None) -> tuple[Timeline, Plan]:
-        backend = self._usable()
+        backend, job = self._usable(), replace(job, world=World())
         keeping: contextlib.AbstractContextManager[Job] = contextlib.nullcontext(job)
         if checkpoint is not None:
             from parcompute.jobs.checkpoint import kept  # 20 ms, that most programs need not pay

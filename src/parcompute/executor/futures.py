@@ -26,6 +26,7 @@ from typing import Any
 
 from parcompute.backends import base
 from parcompute.executor.batches import Batches
+from parcompute.jobs.world import World
 from parcompute.machine import signals
 
 # At the end of the program, what was submitted is finished first, as concurrent.futures does it: whether its executor
@@ -92,7 +93,7 @@ class CallExecutor(futures.Executor):
             If the executor is closed.
         """
         self._usable()
-        return self._submit(1, fn, *args, **kwargs)
+        return self._submit(World(), 1, fn, *args, **kwargs)
 
     @signals.heard()
     def map(
@@ -127,7 +128,8 @@ class CallExecutor(futures.Executor):
         """
         self._usable()
         deadline = None if timeout is None else time.monotonic() + timeout
-        batches = Batches(self._submit, fn, iterables, self._backend.n_workers, chunksize, buffersize, self._most)
+        submit = functools.partial(self._submit, World())  # other threads send the later ones
+        batches = Batches(submit, fn, iterables, self._backend.n_workers, chunksize, buffersize, self._most)
         with self._lock:
             self._maps.add(batches)
             if self._closed:  # meanwhile
@@ -230,6 +232,7 @@ class CallExecutor(futures.Executor):
 def _submit(
     backend: base.Backend,
     pending: set[futures.Future[Any]],
+    world: World,
     n_calls: int,
     fn: Callable[..., Any],
     /,
@@ -242,7 +245,7 @@ def _submit(
     future.add_done_callback(pending.discard)
     try:
         with signals.heard():
-            backend.submit(base.Call(future, fn, args, kwargs, n_calls))
+            backend.submit(base.Call(future, fn, args, kwargs, n_calls, world))
         _register_after(backend, called=True)
     except BaseException:
         pending.discard(future)

@@ -33,7 +33,8 @@ import numpy as np
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
 from parcompute.executor.executor import Executor
-from parcompute.jobs import pickling
+from parcompute.jobs import pickling, world
+from parcompute.jobs.world import World
 from parcompute.machine import limits
 from parcompute.memory import sources
 from parcompute.workers import start
@@ -81,8 +82,7 @@ class ParcomputeBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore
         Of joblib.
     """
 
-    supports_retrieve_callback = True
-    supports_inner_max_num_threads = True
+    supports_retrieve_callback = supports_inner_max_num_threads = True
 
     # A batch costs some 0.1 ms here, and not the milliseconds for which joblib's numbers are made.
     MIN_IDEAL_BATCH_DURATION = 0.02
@@ -98,8 +98,7 @@ class ParcomputeBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore
         inner_max_num_threads: int | None = None,
     ) -> None:
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
-        self._given = executor
-        self._initializer, self._initargs = initializer, initargs
+        self._given, self._initializer, self._initargs = executor, initializer, initargs
         self._executor: Executor | None = None
         self._n_jobs = 0
         self._setup: tuple[Any, ...] = ()  # of its workers: initializer and arguments
@@ -111,8 +110,8 @@ class ParcomputeBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore
         self._running: dict[_Part, Future[Any] | None] = {}
         # They refer to this backend: a circle, in which the workers would live on until Python looks for circles.
         self._parallels: tuple[weakref.ref[Any], ...] = ()
-        self._share_above = pickling.SHARE_ABOVE
-        self._writeable = False
+        self._share_above, self._writeable = pickling.SHARE_ABOVE, False
+        self._world: World | None = None
         self._lent: dict[int, tuple[weakref.ref[Any], Any]] = {}
 
     @property
@@ -186,8 +185,9 @@ class ParcomputeBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore
         return n_jobs
 
     def start_call(self) -> None:
-        """Forget what was shared: the caller may have changed it since."""
+        """Forget what was shared, and take the caller's settings: it may have changed both since."""
         self._lent.clear()
+        self._world = World()  # most tasks are handed in by threads that have none of them
 
     # Also between the calls of a ``with Parallel(...)``, which calls `terminate` at its end only.
     stop_call = start_call
@@ -301,7 +301,7 @@ class ParcomputeBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore
                 part = self._waiting.popleft()
                 self._running[part] = None
             try:
-                future = self._workers().submit(_run, part.pickled)
+                future = world.run(self._world, self._workers().submit, _run, part.pickled)
             except BaseException as error:
                 with self._lock:
                     known = self._running.pop(part, self) is None

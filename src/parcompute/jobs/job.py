@@ -18,6 +18,7 @@ from parcompute.jobs import pickling
 from parcompute.jobs.outputs import Rows
 from parcompute.jobs.partials import Partials
 from parcompute.jobs.setup import worker_state
+from parcompute.jobs.world import World
 from parcompute.machine import signals
 from parcompute.memory import sources
 from parcompute.values import streams
@@ -124,6 +125,9 @@ class Job:
         Seconds after which the worker of a block is stopped.
     keeper : Keeper or None
         Keeps the finished blocks in a checkpoint. It stays with the caller.
+    world : World or None
+        The caller's settings; it travels beside the job, since a job is rebuilt among them. None leaves those of
+        whoever computes.
     """
 
     kernel: Callable[..., Any]
@@ -137,9 +141,10 @@ class Job:
     keep_going: bool = False
     block_timeout_s: float | None = None
     keeper: Keeper | None = None
+    world: World | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "keeper": None}
+        return {**self.__dict__, "keeper": None, "world": None}
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextvars import ContextVar
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -62,6 +63,8 @@ class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ha
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
+        if kind is ContextVar:
+            return variables.reduce(obj)
         if kind is CodeType:
             make, args, *_ = self.dispatch_table[CodeType](obj)
             return _code, (obj.co_filename, make, args)

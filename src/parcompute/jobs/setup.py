@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from multiprocessing import context
 from multiprocessing.reduction import ForkingPickler
@@ -57,7 +58,7 @@ class State:
         self._make = make
         self._lock = threading.RLock()
         self._kept: list[Any] = []  # the object, once it is made
-        self._closing = contextlib.ExitStack()
+        self._closing, self._context = contextlib.ExitStack(), Context()
 
     def here(self) -> contextlib.AbstractContextManager[None]:
         """Have `worker_state` return this one's object in this thread."""
@@ -82,20 +83,24 @@ class State:
         with self._lock:
             if not self._kept:
                 assert self._make is not None
-                made = self._make()
-                if isinstance(made, Generator):
-                    made = contextlib.contextmanager(lambda: made)()
-                if hasattr(type(made), "__enter__") and hasattr(type(made), "__exit__"):
-                    made = self._closing.enter_context(made)
-                self._kept.append(made)
+                self._context = copy_context()  # what it sets there as it is made, it finds as it is closed
+                self._kept.append(self._context.run(self._made, self._make))
             return self._kept[0]
+
+    def _made(self, make: Callable[[], Any]) -> Any:
+        made = make()
+        if isinstance(made, Generator):
+            made = contextlib.contextmanager(lambda: made)()
+        if hasattr(type(made), "__enter__") and hasattr(type(made), "__exit__"):
+            made = self._closing.enter_context(made)
+        return made
 
     def close(self) -> None:
         """Close the object, if it was made; what that raises is logged, since nobody waits for it."""
         with self._lock:
             self._kept.clear()
             try:
-                self._closing.close()
+                self._context.run(self._closing.close)
             except BaseException:
                 _log("Exception while a worker closed its state:")
 

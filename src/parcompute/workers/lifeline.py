@@ -24,7 +24,11 @@ def die_with_parent(pipe: int) -> None:
         threading.Thread(target=_watch, args=(pipe,), daemon=True).start()
         return
     # Opened anew: the owner and the signal belong to the open file, which all workers would share.
-    own = os.open(f"/proc/self/fd/{pipe}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        own = os.open(f"/proc/self/fd/{pipe}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError:  # forked by a process that has changed its user id: /proc is closed to it from then on
+        threading.Thread(target=_watch, args=(pipe,), daemon=True).start()
+        return
     os.close(pipe)
     fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(own, _F_SETSIG, signal.SIGKILL)

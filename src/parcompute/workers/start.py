@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parcompute.machine import signals
-from parcompute.workers import lifeline, surroundings
+from parcompute.workers import exits, lifeline, surroundings
 
 METHODS = ("fork", "forkserver", "spawn")
 
@@ -64,7 +64,8 @@ class Child:
         """Send SIGKILL, if it still runs."""
         if self._exitcode is not None:
             return
-        with contextlib.suppress(ProcessLookupError):
+        # Refused if this process has another user id by now: then it leaves when its channel closes, after its block.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             if self.sentinel >= 0:  # of this process for certain, also if the forkserver has died and left it to init
                 signal.pidfd_send_signal(self.sentinel, signal.SIGKILL)
             else:
@@ -122,6 +123,7 @@ def start(
                     stream.flush()
             pid = os.fork()
             if pid == 0:
+                exits.forget()
                 _run(target, fds)
             return Child(pid, _pidfd(pid))
         if method == "spawn":
@@ -341,6 +343,7 @@ def _serve(preload: str, fds: list[int]) -> None:
             pid = -(error.errno or 1)
         if pid == 0:
             end.close()
+            exits.forget()
             _main(asked["target"], passed)
         for fd in passed:
             os.close(fd)
@@ -387,7 +390,5 @@ def _run(target: Callable[..., None], fds: Sequence[int]) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
+        exits.flush()
         os._exit(code)

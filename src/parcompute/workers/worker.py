@@ -19,17 +19,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import process
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
-from parcompute.jobs import pickling, variables
+from parcompute.jobs import pickling, variables, world
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.schedule import BETWEEN, DONE, FAILED, Board, FileClaims, Pass, ThreadClaims
 from parcompute.jobs.setup import Setup, State
 from parcompute.machine import blas, malloc
 from parcompute.memory import segments, shared
-from parcompute.workers import handover, start
+from parcompute.workers import exits, handover, start
 
 # What the calls of one map have in common is forgotten by a worker that has had none for so many seconds.
 _AGAIN_S = 0.1
@@ -52,6 +52,7 @@ class Settings:
     argv: list[str]
     cpus: frozenset[int] | None  # None leaves the mask alone
     setup: handover.Handed | None  # None is inherited, or nothing to do
+    world: bytes  # what holds for jobs that tell of nothing else
 
 
 def walk(
@@ -138,7 +139,7 @@ def walk(
             return
 
 
-def main(channel_fd: int, claims_fd: int, inherited: Setup | None = None) -> None:
+def main(channel_fd: int, claims_fd: int, *print_fds: int, inherited: Setup | None = None) -> None:
     """Serve a parent until it says "quit" or is gone: the whole life of a worker process.
 
     Parameters
@@ -147,9 +148,13 @@ def main(channel_fd: int, claims_fd: int, inherited: Setup | None = None) -> Non
         Of the socket to the parent.
     claims_fd : int
         Of the file that hands out claims.
+    *print_fds : int
+        Of the pipes for what it prints on stdout and stderr, if it does not print where its parent does.
     inherited : Setup, optional
         What to do first, where it need not travel.
     """
+    if print_fds:
+        _print_into(*print_fds)
     channel = Connection(channel_fd)
     start.hold(channel)
     with contextlib.suppress(EOFError, ConnectionError):
@@ -159,10 +164,10 @@ def main(channel_fd: int, claims_fd: int, inherited: Setup | None = None) -> Non
         libraries = _settle(settings)
         try:
             setup = settings.setup.packed.opened() if settings.setup else inherited or Setup()
-            with variables.kept(setup.initializer):
+            with world.beginning(), variables.kept(setup.initializer):
                 setup.initialize()
         except BaseException as error:  # no worker will get any further
-            _flush_queues()  # this process is killed as soon as the parent hears of it
+            exits.flush_queues()  # this process is killed as soon as the parent hears of it
             channel.send(("broken", Failure.before_blocks(error)))
             return
         desk = _Desk(channel, FileClaims(claims_fd), settings, setup)
@@ -177,6 +182,7 @@ def main(channel_fd: int, claims_fd: int, inherited: Setup | None = None) -> Non
             getattr(desk, message[0])(*message[1:])
             del message  # it may hold the last reference to arrays that the parent has released
         desk.leave()
+    exits.run()  # as long as there is a channel: without one, the parent kills
 
 
 class _Desk:
@@ -187,6 +193,7 @@ class _Desk:
         self.states = [State(setup.state) for _ in range(settings.n_threads)]
         self.job: Job | None = None
         self.job_number = -1
+        self.told: bytes | None = None  # of the caller's settings, with the job
         self.sending, self.receiving = threading.Lock(), threading.Lock()
 
     def walk(self, number: int, pickled: bytes, arrays: Any, pass_: Any, board: Any) -> None:
@@ -194,7 +201,8 @@ class _Desk:
         try:
             if self.job is None or self.job_number != number:
                 with segments.holding():
-                    self.job, self.job_number = pickling.loads(pickled), number
+                    self.told, self.job = world.unpack(pickled)
+                self.job_number = number
             self._attach(arrays)
             pass_number, n_chunks, lost, alone = pass_
             walked = Pass(pass_number, n_chunks, self.job.plan, lost, alone)
@@ -208,16 +216,18 @@ class _Desk:
             self._send("end", number)
             return
         first, lanes = self.settings.worker, []
-        for worker in range(first + 1, first + (1 if alone else self.settings.n_threads)):
-            lane = threading.Thread(target=self._lane, args=(number, walked, attached, worker))
-            try:
-                lane.start()
-            except RuntimeError:  # the system gives no more threads; those that there are do its part
-                break
-            lanes.append(lane)
-        self._lane(number, walked, attached, first)
-        for lane in lanes:
-            lane.join()
+        with world.under(self.told):
+            for worker in range(first + 1, first + (1 if alone else self.settings.n_threads)):
+                lane = threading.Thread(target=self._lane, args=(number, walked, attached, worker))
+                try:
+                    lane.start()
+                except RuntimeError:  # the system gives no more threads; those that there are do its part
+                    break
+                lanes.append(lane)
+            self._lane(number, walked, attached, first)
+            for lane in lanes:
+                lane.join()
+        exits.flush()
         self._send("end", number)
 
     def forget(self, gone: set[int]) -> None:
@@ -231,13 +241,14 @@ class _Desk:
     def call(self, number: int, pickled: bytes) -> None:
         """Run a submitted call and send what it returned or raised."""
         with self.states[0].here():
-            self._send("result", number, *run_call(pickled))
+            result = run_call(pickled)
+        exits.flush()  # whoever takes the result finds what was printed before it
+        self._send("result", number, *result)
 
     def leave(self) -> None:
         """Close what the threads of this worker keep."""
         for state in self.states:
             state.close()
-        _flush_queues()
 
     def _lane(self, number: int, pass_: Pass, board: Board, worker: int) -> None:
         assert self.job is not None
@@ -262,7 +273,7 @@ class _Desk:
 
         try:
             with self.states[worker - self.settings.worker].here():
-                walk(self.job, pass_, board, self.claims, worker, shaped, odd, failed)
+                world.run_as(self.told, walk, self.job, pass_, board, self.claims, worker, shaped, odd, failed)
         except BaseException as error:  # outside any block: a file cannot be opened, memory is short
             if is_ctrl_c(error):
                 raise
@@ -287,7 +298,7 @@ def run_call(pickled: bytes) -> tuple[bool, bytes, bool]:
     Parameters
     ----------
     pickled : bytes
-        Of ``(function, args, kwargs)``, by `parcompute.jobs.pickling.dumps`.
+        Of ``(function, args, kwargs)``, by `parcompute.backends.base.Call.pickled`.
 
     Returns
     -------
@@ -305,22 +316,35 @@ def run_call(pickled: bytes) -> tuple[bool, bytes, bool]:
 
 def _called(pickled: bytes, lent: list[weakref.ref[segments.Segment]]) -> tuple[bool, bytes]:
     try:
-        (function, args, kwargs), lent[:] = pickling.loads_watched(pickled)
-        return True, pickling.dumps_back(function(*args, **kwargs))
+        told, ((function, args, kwargs), lent[:]) = world.unpack(pickled, pickling.loads_watched)
+        with world.under(told):
+            result = world.run_as(told, function, *args, **kwargs)
+        return True, pickling.dumps_back(result)
     except BaseException as error:
         if is_ctrl_c(error):
             raise
         return False, pickle.dumps(Failure.before_blocks(error))
 
 
-def _flush_queues() -> None:
-    """Send what is left in the queues of multiprocessing, whose threads end with this process.
+_forked: list[Any] = []  # streams of the parent; their ends here would write what the parent has not written yet
 
-    The end of a process that multiprocessing has started does this, and more: it ends the children of its parent.
-    """
-    if (util := sys.modules.get("multiprocessing.util")) is not None:
-        util._run_finalizers(0)
-        util._run_finalizers()
+
+def _print_into(*fds: int) -> None:
+    """Have what this process prints, with all its C code and its children, go into pipes, line by line."""
+    _forked[:] = sys.stdout, sys.stderr
+    for number, fd in enumerate(fds, start=1):
+        os.dup2(fd, number)
+        os.close(fd)
+    sys.stdout, sys.stderr = map(_lines_into, (1, 2))
+    with contextlib.suppress(Exception):  # C would keep its lines until 4 KiB are full
+        import ctypes
+
+        library = ctypes.CDLL(None)
+        library.setvbuf(ctypes.c_void_p.in_dll(library, "stdout"), None, ctypes.c_int(1), ctypes.c_size_t(0))
+
+
+def _lines_into(fd: int) -> TextIO:
+    return open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def _settle(settings: Settings) -> Any:
@@ -331,6 +355,7 @@ def _settle(settings: Settings) -> Any:
     with contextlib.suppress(OSError):  # the folder may be gone by now
         os.chdir(settings.folder)
     process.current_process().authkey = settings.authkey
+    world.begin(settings.world)
     _keep_to(settings.cpus)
     malloc.keep_freed()
     # A forked process would continue the parent's legacy streams, the same in every worker.

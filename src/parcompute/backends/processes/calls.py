@@ -114,7 +114,7 @@ class Calls:
         RuntimeError
             After `close` or `kill`.
         """
-        if (travelling := call.pickled(lent=True)) is None:
+        if (travelling := call.pickled(self._crew.world, lent=True)) is None:
             return
         with signals.held(), self._news:
             if self._closing:

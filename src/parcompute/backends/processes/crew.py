@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from parcompute.backends.base import Options, WorkerLost
-from parcompute.jobs import modules, pickling
+from parcompute.backends.processes.output import Output
+from parcompute.jobs import modules, pickling, world
 from parcompute.jobs.job import Failure
 from parcompute.jobs.schedule import FileClaims
 from parcompute.machine import blas, cgroups, signals, topology
@@ -48,6 +49,7 @@ class Member:
     since_s: float = 0.0  # which it has been running, as far as this process knows
     calls_left: int = sys.maxsize  # that it may be given before it must leave
     leaving: bool = False
+    outputs: tuple[Output, ...] = ()  # to be brought here
 
     @property
     def ready(self) -> bool:
@@ -67,6 +69,7 @@ class Crew:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.claims = FileClaims()
+        self.world = world.process()  # as all workers know it, those too that will replace others
         self.members: list[Member] = []
         self._selector = selectors.DefaultSelector()
         self._failed_starts = 0  # in a row
@@ -108,13 +111,18 @@ class Crew:
             argv=sys.argv,
             cpus=self._cpus_of(number),
             setup=self._handover.handed if self._handover else None,
+            world=self.world,
         )
         main = worker.main
         if options.start_method == "fork" and options.setup:
             main = functools.partial(worker.main, inherited=options.setup)
-        with theirs:
-            child = start.start(options.start_method, main, [theirs.fileno(), self.claims.fd], environ)
-        member = Member(number, child, ours, calls_left=options.most_calls or sys.maxsize)
+        outputs = (Output("stdout"), Output("stderr")) if options.output_here else ()
+        with theirs, contextlib.ExitStack() as stack:
+            fds = [stack.enter_context(output.theirs).fileno() for output in outputs]
+            child = start.start(options.start_method, main, [theirs.fileno(), self.claims.fd, *fds], environ)
+        member = Member(number, child, ours, calls_left=options.most_calls or sys.maxsize, outputs=outputs)
+        for output in outputs:
+            self._selector.register(output, selectors.EVENT_READ, member)
         with contextlib.suppress(ConnectionError):  # it has ended already: the next look will tell
             ours.send(settings)
             if self._handover is not None:
@@ -170,9 +178,11 @@ class Crew:
         touched = dict.fromkeys(key.data for key, _ in self._selector.select(timeout) if key.data is not None)
         for member in touched:
             ended = member.child.ended()  # before the messages are read, so that none is missed
+            self._bring(member)
             try:
                 while member.channel.poll():
                     message = member.channel.recv()
+                    self._bring(member, rest=message[0] in ("end", "result"))
                     if message[0] == "ready":
                         member.ready_ns = message[1]
                         self._failed_starts = 0
@@ -187,6 +197,12 @@ class Crew:
                 self.forget(member)
                 yield member, None
 
+    def _bring(self, member: Member, *, rest: bool = False) -> None:
+        """Write here what a worker has printed."""
+        for output in member.outputs:
+            if not output.bring(rest=rest) and output in self._selector.get_map():
+                self._selector.unregister(output)
+
     def forget(self, member: Member) -> int:
         """Stop looking at a worker that has ended, or was killed; return its exit status."""
         with signals.held():
@@ -195,6 +211,10 @@ class Crew:
                 if member.child.sentinel >= 0:
                     self._selector.unregister(member.child.sentinel)
                 member.channel.close()
+                for output in member.outputs:
+                    if output in self._selector.get_map():
+                        self._selector.unregister(output)
+                    output.close()
             return member.child.exitcode()
 
     def require_unbroken(self) -> None:

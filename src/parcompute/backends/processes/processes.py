@@ -20,7 +20,7 @@ import numpy.typing as npt
 from parcompute.backends.base import Call, CountsDone, Options, Trouble, WorkerLost, conclude, timeline
 from parcompute.backends.processes.calls import Calls, Turn
 from parcompute.backends.processes.crew import FAILED_STARTS, Crew, Member, ending
-from parcompute.jobs import pickling
+from parcompute.jobs import pickling, world
 from parcompute.jobs.job import Failure, Job, KernelError, is_ctrl_c
 from parcompute.jobs.schedule import FAILED, NO_BLOCK, WAITING, Board, Pass, rows_for
 from parcompute.machine import signals
@@ -156,7 +156,8 @@ class _Drive:
         self.told: set[Member] = set()
         self.rows: list[npt.NDArray[np.void]] = []
         # What can fail for want of a pickle or of memory fails here, before anything runs.
-        self.pickled, self.keep_alive = pickling.dumps(job, f"kernel {job.name}")
+        pickled, self.keep_alive = pickling.dumps(job, f"kernel {job.name}")
+        self.pickled = world.pack(job.world, crew.world, pickled)
         self.board = Board.in_shared_memory(options.n_workers * self.threads, job.plan.n_blocks, rows_for(job.plan))
         job.follow(self.board.done, late=True)
 
