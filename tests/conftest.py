@@ -174,15 +174,18 @@ def descendants():
     own, (_, session) = os.getpid(), known[os.getpid()]
 
     def stems_from_here(pid):
-        parent, its_session = known.get(pid, (0, 0))
-        adopted = parent <= 1 or known.get(parent, (0, session))[1] != session
-        return parent == own or (its_session == session and adopted and pid != own) or stems_from_parent(parent)
+        parent = known.get(pid, (0, 0))[0]
+        return parent == own or (parent > 1 and stems_from_here(parent))
 
-    def stems_from_parent(parent):
-        return parent > 1 and parent != own and stems_from_here(parent)
+    def is_orphan(pid):
+        parent, its_session = known[pid]
+        adopted = parent <= 1 or known.get(parent, (0, session))[1] != session
+        return its_session == session and adopted and pid != own
 
     found = set()
-    for pid in filter(stems_from_here, known):
+    for pid in known:
+        if not (stems_from_here(pid) or is_orphan(pid)):
+            continue
         with suppress(psutil.Error):
             found.add(psutil.Process(pid))
     return found

@@ -3,6 +3,7 @@
 import contextvars
 import functools
 import multiprocessing
+import pickle
 import queue
 import socket
 import sqlite3
@@ -28,7 +29,7 @@ def arrived(function):
 
 def returned(result):
     """Return a result as it comes back."""
-    return pickling.loads(pickling.dumps_back(result))
+    return pickle.loads(pickling.dumps_back(result))
 
 
 @functools.lru_cache(maxsize=7, typed=True)
@@ -127,7 +128,7 @@ def test_a_class_travels_with_its_cached_properties_and_generic_methods():
 
 # --- what cannot travel ------------------------------------------------------------------------------------
 
-A_VARIABLE = contextvars.ContextVar("A_VARIABLE")
+A_CONTEXT = contextvars.Context()
 WEAK = weakref.WeakValueDictionary()
 SETTINGS = {"doors": {"front": threading.Lock()}}
 QUEUE = queue.Queue()
@@ -189,7 +190,7 @@ def iter_of_three():
 @pytest.mark.parametrize(
     ("function", "advice"),
     [
-        (lambda: A_VARIABLE, "pass its value"),
+        (lambda: A_CONTEXT, "pass the values of its variables"),
         (lambda: WEAK, "pass an ordinary object, or dictionary"),
         (lambda: SETTINGS, "leave it out"),
         (lambda: QUEUE, "take a queue of a multiprocessing.Manager"),
@@ -227,6 +228,5 @@ def test_a_search_shares_no_arrays(monkeypatch):
     def kernel():
         return large, SETTINGS
 
-    monkeypatch.setattr(pickling, "_refer", lambda obj: None)
-    monkeypatch.setattr(pickling.sources.shared, "share", None)
+    monkeypatch.setattr(pickling.shared.Arena, "fill", None)
     assert "'SETTINGS'" in said_of(kernel)

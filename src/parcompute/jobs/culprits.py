@@ -19,8 +19,8 @@ _ADVICE = {
         "it holds back the threads of one process only; leave it out, since workers share no variables that it could "
         "guard, or take one of a multiprocessing.Manager"
     ),
-    "_contextvars.ContextVar _contextvars.Token _contextvars.Context": (
-        "it belongs to a thread of this process; pass its value, or set one inside the kernel"
+    "_contextvars.Token _contextvars.Context": (
+        "it belongs to a thread of this process; pass the values of its variables, which travel themselves"
     ),
     "weakref.ReferenceType weakref.ProxyType weakref.WeakKeyDictionary weakref.WeakValueDictionary": (
         "it refers to what lives in this process; pass an ordinary object, or dictionary, with what the kernel needs"
