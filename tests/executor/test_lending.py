@@ -2,6 +2,8 @@
 
 import os
 import resource
+import shutil
+import subprocess
 import sys
 import threading
 
@@ -209,3 +211,32 @@ def test_arrays_of_a_job_are_read_only_whatever_their_size():
     with pc.Executor(2) as executor:
         large = np.ones(LARGE)
         assert executor.reduce_blocks(kernel, n_items=2, block_items=1, args=(np.ones(3), large)) == 0
+
+
+IN_LITTLE = """
+import sys
+import numpy as np, parcompute as pc
+
+def first(x, i=0):
+    return float(x[0]) + i
+
+with pc.Executor(2, start_method=sys.argv[1]) as executor:
+    for i in range(15):
+        x = np.full(2**21, float(i))
+        assert executor.submit(first, x).result() == i
+        x = pc.share(np.full(2**20, float(i)))
+        assert executor.submit(lambda: first(x)).result() == i
+        assert list(executor.map(lambda k: first(x, k), range(3))) == [i, i + 1, i + 2]
+print("done")
+"""
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
+def test_calls_with_large_arrays_go_on_for_ever_in_little_shared_memory(start_method):
+    mount = "mount -t tmpfs -o size=64m tmpfs /dev/shm"
+    private = ["unshare", "-m", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*private, mount], capture_output=True).returncode:
+        pytest.skip("a private mount needs unshare -m, which is not permitted here")
+    command = [*private, f'{mount} && exec "$@"', "sh", sys.executable, "-c", IN_LITTLE, start_method]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import gc
 import io
 import operator
 import os
@@ -330,17 +331,39 @@ def loads_watched(pickled: bytes) -> tuple[Any, list[weakref.ref[segments.Segmen
     return value, [weakref.ref(segment) for segment in segments_of(opened)]
 
 
-@functools.lru_cache(maxsize=4)
+# What the calls of the last maps have in common; two may run at the same time.
+_REMEMBERED = 2
+_remembered: list[tuple[bytes, Any, list[weakref.ref[segments.Segment]]]] = []
+
+
 def loads_again(pickled: bytes) -> Any:
     """Return what `dumps` has pickled, the same object if it has come just before: until `forget_loaded`."""
-    return loads(pickled)
+    for known, value, _ in _remembered:
+        if known == pickled:
+            return value
+    _remembered.append((pickled, *loads_watched(pickled)))
+    _forget(_REMEMBERED)
+    return _remembered[-1][1]
 
 
 def remembers() -> bool:
     """Whether `loads_again` has anything to forget."""
-    return loads_again.cache_info().currsize > 0
+    return bool(_remembered)
 
 
 def forget_loaded() -> None:
     """Let go of what `loads_again` has returned."""
-    loads_again.cache_clear()
+    _forget(0)
+
+
+def _forget(n_kept: int) -> None:
+    while len(_remembered) > n_kept:
+        _, value, lent = _remembered.pop(0)
+        del value
+        if still_lent(lent):
+            gc.collect()
+
+
+def still_lent(lent: Iterable[weakref.ref[segments.Segment]]) -> bool:
+    """Whether anything keeps arrays that were lent; functions that travel by value are circles, and do for a while."""
+    return any(segment() is not None for segment in lent)

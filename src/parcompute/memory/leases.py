@@ -12,6 +12,7 @@ import contextlib
 import errno
 import mmap
 import os
+import time
 import weakref
 from typing import Any
 
@@ -25,6 +26,10 @@ KEPT_BYTES = 2**30
 
 # And up to so many: each has one or two descriptors here, and as many in each worker that has seen it.
 KEPT_SEGMENTS = 64
+
+# Workers let go of what the calls of a map have had in common when they have been idle for a moment: so long is waited
+# for memory that is just being given back.
+_PATIENCE_S = 0.4
 
 # A kept segment serves arrays that fill at least this share of it.
 _FILL = 0.8
@@ -61,7 +66,14 @@ def _created(n_bytes: int, contents: Contents) -> Segment:
         if isinstance(error, OSError) and error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
         release_kept()
-        return Segment.create(n_bytes, contents)
+    patient_until_s = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return Segment.create(n_bytes, contents)
+        except SharedMemoryFull:
+            if time.monotonic() > patient_until_s:
+                raise
+            time.sleep(_PATIENCE_S / 20)
 
 
 def is_kept(n_bytes: int) -> bool:

@@ -176,7 +176,6 @@ def main(channel_fd: int, claims_fd: int, *print_fds: int, inherited: Setup | No
         while True:
             if pickling.remembers() and not channel.poll(_AGAIN_S):
                 pickling.forget_loaded()
-                gc.collect()
             if (message := channel.recv())[0] == "quit":
                 break
             getattr(desk, message[0])(*message[1:])
@@ -308,10 +307,9 @@ def run_call(pickled: bytes) -> tuple[bool, bytes, bool]:
     """
     lent: list[weakref.ref[segments.Segment]] = []
     answer = _called(pickled, lent)
-    if kept := any(segment() is not None for segment in lent):
-        gc.collect()  # functions that travel by value are circles: their module's variables, and they among these
-        kept = any(segment() is not None for segment in lent)
-    return *answer, not kept
+    if pickling.still_lent(lent):
+        gc.collect()
+    return *answer, not pickling.still_lent(lent)
 
 
 def _called(pickled: bytes, lent: list[weakref.ref[segments.Segment]]) -> tuple[bool, bytes]:
