@@ -19,9 +19,11 @@ import pytest
 
 import parcompute
 from parcompute import __version__, cli
+from parcompute.backends.broken import Broken
+from parcompute.backends.pool_processes import Unguarded
 from parcompute.experiments import command_line
 from parcompute.experiments.measure import WrongResult
-from parcompute.jobs.job import KernelError, RemoteTraceback
+from parcompute.jobs.job import Failure, KernelError, RemoteTraceback
 from parcompute.machine.provenance import Provenance
 from parcompute.memory.shared import SharedMemoryFull
 from parcompute.record.record import Record, read
@@ -376,7 +378,12 @@ OWN_ERRORS = [
     if isinstance(cls, type) and issubclass(cls, Exception) and cls.__module__ == module.name
     if not cls.__name__.startswith("_") and cls is not RemoteTraceback
 ]
-MADE_OF = {SharedMemoryFull: (1, 0, "free some"), WrongResult: ("wrong", None)}
+MADE_OF = {
+    SharedMemoryFull: (1, 0, "free some"),
+    WrongResult: ("wrong", None),
+    Broken: (Failure.before_blocks(ValueError("told")),),
+    Unguarded: (),
+}
 
 
 @pytest.mark.parametrize("kind", OWN_ERRORS, ids=lambda kind: kind.__name__)

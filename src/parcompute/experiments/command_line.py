@@ -26,14 +26,14 @@ BUDGET_S = {"quick": 10.0, "default": 120.0, "full": 1800.0}
 
 
 class _Listed(click.ParamType[Any]):
-    """Several values with commas between, as a tuple; nothing is the empty one."""
+    """Several values with commas between, as a tuple."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         """Split, and check each."""
         if isinstance(value, tuple):
             return value
         try:
-            return self.read([part.strip() for part in str(value).split(",")]) if value else ()
+            return self.read([part.strip() for part in str(value).split(",")])
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -66,7 +66,7 @@ class Schedules(_Listed):
     def read(self, parts: list[str]) -> tuple[str, ...]:
         """Take "guided,dynamic,16" as two."""
         names: list[str] = []
-        for part in parts:
+        for part in parts if any(parts) else ():
             if names and part.isdecimal():
                 names[-1] += f",{part}"
             else:
@@ -81,6 +81,8 @@ class Counts(_Listed):
 
     def read(self, parts: list[str]) -> tuple[int, ...]:
         """Sort them."""
+        if not any(parts):
+            return ()
         if not all(part.isdecimal() and 1 <= int(part) <= MOST_WORKERS for part in parts):
             raise ValueError(f"{','.join(parts)!r}: pass numbers from 1 to {MOST_WORKERS} with commas, like 1,2,4")
         return tuple(sorted({int(part) for part in parts}))
