@@ -1,0 +1,82 @@
+"""Workers that end before they are ready: the others go on, and it is tried again."""
+
+import os
+import signal
+import sys
+import time
+import warnings
+
+import cloudpickle
+import pytest
+
+import parcompute as pc
+from parcompute.backends.processes import crew
+from parcompute.workers import worker
+
+# The workers of a test session can import the package, but not its tests.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """Return a file: as long as it exists, forked workers end as soon as they run."""
+    flag, main = tmp_path / "broken", worker.main
+
+    def main_unless_broken(*fds, **more):
+        if flag.exists():
+            with open(tmp_path / "starts", "a") as starts:
+                starts.write("x")
+            os._exit(7)
+        main(*fds, **more)
+
+    monkeypatch.setattr(worker, "main", main_unless_broken)
+    monkeypatch.setattr(crew, "_PAUSES_S", (0.01, 0.05))
+    return flag
+
+
+def slow(block):
+    time.sleep(0.005)  # the work
+    return block.size, {os.getpid()}
+
+
+def both(a, b):
+    return a[0] + b[0], a[1] | b[1]
+
+
+def work(executor, n=100):
+    return executor.reduce_blocks(slow, n_items=n, block_items=1, combine=both)
+
+
+def test_the_others_go_on_while_one_does_not_start_and_it_is_tried_again(broken, tmp_path):
+    with pc.Executor(2, start_method="fork") as executor:
+        executor.wait_until_ready()
+        living, killed = executor.worker_pids
+        broken.touch()
+        os.kill(killed, signal.SIGKILL)
+        with warnings.catch_warnings(record=True, action="always") as said:
+            assert work(executor) == (100, {living})
+            assert work(executor) == (100, {living})
+        (once,) = said
+        assert "exit status 7; what they printed says why; 1 of 2 workers go on" in str(once.message)
+        assert executor.submit(abs, -1).result() == 1
+        assert (tmp_path / "starts").stat().st_size > crew.FAILED_STARTS
+        broken.unlink()
+        for _ in range(20):
+            n, pids = work(executor)
+            assert n == 100
+            if len(pids) == 2:
+                break
+        assert len(pids) == 2
+
+
+@pytest.mark.parametrize("verb", ["job", "call"])
+def test_where_none_is_left_it_is_given_up(broken, verb):
+    with pc.Executor(2, start_method="fork") as executor, warnings.catch_warnings(action="ignore"):
+        executor.wait_until_ready()
+        broken.touch()
+        for pid in executor.worker_pids:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(pc.WorkerLost, match="ended before they were ready, the last with exit status 7"):
+            work(executor) if verb == "job" else executor.submit(abs, -1).result()
+        broken.unlink()
+        assert work(executor, 4)[0] == 4
