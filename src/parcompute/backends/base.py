@@ -180,7 +180,7 @@ def deliver(future: Future[Any], result: Any = None, error: BaseException | None
             future.set_result(result)
         else:
             future.set_exception(error)
-    except BaseException:
+    except BaseException:  # of a callback of the user, in a thread that others wait for
         traceback.print_exc()
     finally:
         _delivering.depth -= 1
