@@ -35,10 +35,6 @@ LEAST_S = 0.0002
 # A batch that has taken so long is broken off after the call that it is at.
 _AT_MOST_S = 2 * BATCH_S
 
-# What a call takes is taken to be at least this share of what was known before: after long calls one quick batch is
-# not believed.
-_BELIEVED = 0.25
-
 # Batches per worker that are on their way at a time: one computes, one is there, the others tell that more will come.
 _AHEAD = 4
 
@@ -100,7 +96,7 @@ class Batches:
         self._more = True  # in the source
         self._items: list[Any] = []  # read and not sent, the next one last
         self._unyielded = 0
-        self._call_s = BATCH_S  # that a call takes; nothing is known of the first
+        self._ended_calls, self._ended_s = 0, 0.0  # since a batch was broken off
         self._largest, self._largest_s = 0, 0.0  # of the batches that have ended
         self._in_flight = 0
         self._feeding = self._finished = False
@@ -257,6 +253,11 @@ class Batches:
         return batch
 
     @property
+    def _call_s(self) -> float:
+        """Seconds that a call is taken to need."""
+        return max(self._ended_s / self._ended_calls, 1e-9) if self._ended_calls else BATCH_S
+
+    @property
     def _ahead(self) -> int:
         """Batches per worker that may be on their way: as long as the sizes are guesses, few."""
         return _AHEAD if self._largest_s >= LEAST_S or self._chunksize is not None else 1
@@ -288,9 +289,13 @@ class Batches:
         batch.items = ()
         # What it takes to send one call tells little of many; of two or more it is mostly theirs.
         sent_s = batch.sent_s - (LEAST_S if n > 1 else BATCH_S)
-        # Of a batch that was broken off, the last call has taken all that is above the limit.
-        call_s = max(run_s / n, sent_s / n, run_s - _AT_MOST_S, 1e-9)
-        self._call_s = max(call_s, _BELIEVED * self._call_s if self._largest else 0.0)
+        # Of a batch that was broken off, the last call has taken all that is above the limit, and the quick ones before
+        # tell nothing of those to come.
+        if run_s > _AT_MOST_S and self._chunksize is None:
+            self._ended_calls, self._ended_s = 1, max(run_s / n, run_s - _AT_MOST_S)
+        else:
+            self._ended_calls += n
+            self._ended_s += max(run_s, sent_s)
         self._largest, self._largest_s = max(self._largest, n), max(self._largest_s, run_s, sent_s)
         if n == len(items) or answer.failure is not None or self._stopped is not None:
             return
