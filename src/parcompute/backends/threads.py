@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -176,6 +176,10 @@ class Walks:
         self._leaving = self._given_up = False
         self._settling = threading.Lock()  # what is known of the first block, and what follows from it
         self._futures: list[Future[None]] = []
+        self._counting, self._n_ended = threading.Lock(), 0
+        self._error: BaseException | None = None  # outside any block
+        self._all_ended = threading.Lock()  # let go of by the last one
+        self._all_ended.acquire()
         self.submitted_ns = time.perf_counter_ns()
 
     def __len__(self) -> int:
@@ -183,20 +187,23 @@ class Walks:
 
     def begin(self) -> None:
         """Have one more thread compute."""
-        self._futures.append(self._submit(self._work, len(self)))
+        with self._counting:  # it cannot end before it is counted
+            self._futures.append(self._submit(self._work, len(self)))
 
     def over(self, timeout_s: float) -> bool:
         """Wait a while; tell whether all that have begun are at their end."""
         try:
-            ended, going_on = wait(self._futures, timeout_s, FIRST_EXCEPTION)
-            for future in ended:
-                future.result()
-            if going_on:
+            if self._n_ended < len(self) and not self._all_ended.acquire(timeout=timeout_s):
                 signals.look()
+                for future in self._futures:
+                    if future.cancelled():  # since the executor was killed
+                        future.result()
+            if self._error is not None:
+                raise self._error
         except BaseException:  # Ctrl-C: threads cannot be killed; they leave after their block
             self.stop()
             raise
-        return not going_on
+        return self._n_ended == len(self)
 
     def leave(self) -> None:
         """Ask the threads to leave after the block that they compute now.
@@ -217,7 +224,14 @@ class Walks:
     def _work(self, worker: int) -> None:
         job, keep = self.job, self.job.outputs.keep
         given = (self._pass, self.board, self._claims, worker, self._shaped, keep, self._failed)
-        world.run(job.world, walk, job, *given)
+        try:
+            world.run(job.world, walk, job, *given)
+        except BaseException as error:
+            self._error = error
+        with self._counting:
+            self._n_ended += 1
+            if (self._n_ended == len(self) or self._error is not None) and self._all_ended.locked():
+                self._all_ended.release()
 
     def _shaped(self, index: int, shape: Any) -> None:
         if index != 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -128,6 +129,7 @@ class Executor(CallExecutor):
         self.backend = backend
         self._timeline: Timeline | None = None
         self._plan: Plan | None = None
+        self._planned: tuple[Any, Plan] | None = None  # what the last plan was cut from, and the plan
         self._seed: int | None = None
         self._failures: tuple[base.Trouble, ...] = ()
         self._started_ns = time.perf_counter_ns()
@@ -286,7 +288,18 @@ class Executor(CallExecutor):
             outputs.allocate((outputs.fields, outputs.single), backend.allocate)
         self._note(
             *self._run(
-                Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), args, kwargs, asks, *policy),
+                Job(
+                    kernel,
+                    arrays,
+                    plan,
+                    outputs,
+                    arguments.seed_of(seed, asks),
+                    args,
+                    kwargs,
+                    asks,
+                    *policy,
+                    world=World(),
+                ),
                 called_ns,
                 checkpoint,
                 seed,
@@ -354,7 +367,9 @@ class Executor(CallExecutor):
             raise ValueError("the kernel asks for out, but the blocks of reduce_blocks have no rows; use map_blocks")
         outputs = Partials(plan, combine)
         timeline, plan = self._run(
-            Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), args, kwargs, asks, *policy),
+            Job(
+                kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), args, kwargs, asks, *policy, world=World()
+            ),
             called_ns,
             checkpoint,
             seed,
@@ -362,7 +377,7 @@ class Executor(CallExecutor):
         if len(outputs.omitted) == plan.n_blocks:  # nothing is left to be combined
             raise self._failures[0]
         result = outputs.result()
-        self._note(replace(timeline, completed_ns=time.perf_counter_ns()), plan)
+        self._note(timeline.until(time.perf_counter_ns()), plan)
         return result
 
     def __repr__(self) -> str:
@@ -375,7 +390,7 @@ class Executor(CallExecutor):
         self._timeline, self._plan = timeline, plan
 
     def _run(self, job: Job, called_ns: int, checkpoint: Any, seed: int | None) -> tuple[Timeline, Plan]:
-        backend, job = self._usable(), replace(job, world=World())
+        backend = self._usable()
         keeping: contextlib.AbstractContextManager[Job] = contextlib.nullcontext(job)
         if checkpoint is not None:
             from parcompute.jobs.checkpoint import kept  # 20 ms, that most programs need not pay
@@ -389,8 +404,12 @@ class Executor(CallExecutor):
 
     def _cut(self, arrays: Sequence[Any], n_items: Any, block_items: Any, halo: Any) -> Plan:
         n_items = arguments.n_items_of(arrays, n_items)
-        item_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in arrays)
-        return Plan.cut(n_items, block_items, self.schedule, self.n_workers, halo=halo, item_bytes=item_bytes)
+        item_bytes = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in arrays)
+        asked = n_items, item_bytes, self.schedule, block_items, type(block_items), halo, type(halo)
+        if self._planned is None or self._planned[0] != asked:
+            plan = Plan.cut(n_items, block_items, self.schedule, self.n_workers, halo=halo, item_bytes=item_bytes)
+            self._planned = asked, plan
+        return self._planned[1]
 
 
 def _known(value: _T | None, name: str) -> _T:

@@ -151,8 +151,13 @@ def ahead_of(value: Any) -> Any:
     value : object
         Whatever travels; unpickling gives it back alone.
     """
-    editions = tuple(own.edition for own in _own.values() if own.differs)
-    return _Ahead(editions, value) if editions or _path_differs else value
+    editions, path = news()
+    return _Ahead(editions, value) if editions or path else value
+
+
+def news() -> tuple[tuple[Edition, ...], list[str]]:
+    """Return the editions that workers may not have, and the path where modules are looked for if it has changed."""
+    return tuple(own.edition for own in _own.values() if own.differs), _path if _path_differs else []
 
 
 class _Ahead:

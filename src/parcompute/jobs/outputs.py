@@ -67,6 +67,9 @@ class Outputs(Protocol):
     def allocate(self, shape: Any, allocate: Allocate) -> None:
         """Make the arrays for results of that shape."""
 
+    def forget_shape(self) -> None:
+        """Be as before `allocate`, where that was told nothing that the caller has fixed."""
+
     def rows(self, block: Block) -> Any:
         """Return the rows that a kernel which asks for ``out`` must fill."""
 
@@ -160,6 +163,10 @@ class Rows:
     def span(self, first: int, stop: int) -> slice:
         """Return the items of the blocks."""
         return slice(first * self.plan.block_items, min(stop * self.plan.block_items, self.plan.n_items))
+
+    def forget_shape(self) -> None:
+        """Let block 0 decide again what a result looks like."""
+        self.fields, self.arrays = None, None
 
     def rows(self, block: Block) -> Any:
         """Return the rows of a block, one view or a tuple of them."""

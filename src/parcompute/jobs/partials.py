@@ -59,6 +59,10 @@ class Partials:
         if type(shape) is Leaf and shape.kind in (int, float):
             self._kind, self._numbers = shape.kind, memoryview(self.arrays[0].data)
 
+    def forget_shape(self) -> None:
+        """Let block 0 decide again what a partial looks like."""
+        self.like = self.arrays = self._kind = None
+
     @property
     def shape(self) -> Any:
         """What was handed to `allocate`."""

@@ -15,7 +15,7 @@ import weakref
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextvars import ContextVar
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -74,7 +74,7 @@ class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ha
                 self._caches.update(id(cell.cell_contents) for cell in obj.__closure__)
         elif kind is weakref.WeakKeyDictionary and id(obj) in self._caches:
             return weakref.WeakKeyDictionary, ()
-        elif kind is _Cache and not _importable(obj):
+        elif kind is _Cache and not importable(obj):
             parameters = obj.cache_parameters()
             attributes = {name: value for name, value in vars(obj).items() if name not in _GIVEN}
             return _cached, (obj.__wrapped__, parameters["maxsize"], parameters["typed"]), attributes
@@ -96,15 +96,16 @@ def _set_state(function: FunctionType, state: tuple[Callable[[FunctionType, Any]
     variables.give(function)
 
 
-def _importable(function: Any) -> bool:
-    """Tell whether a worker finds a function by its name, as cloudpickle decides it."""
-    name = getattr(function, "__module__", None)
-    if name is None or name == "__main__" or name not in sys.modules:
+def importable(value: Any) -> bool:
+    """Tell whether a worker finds a function, a class or a module by its name, as cloudpickle decides it."""
+    is_module = type(value) is ModuleType
+    name = value.__name__ if is_module else getattr(value, "__module__", None)
+    if name is None or name == "__main__" or (module := sys.modules.get(name)) is None:
         return False
     if any(f"{name}.".startswith(f"{by_value}.") for by_value in cloudpickle.list_registry_pickle_by_value()):
         return False
     try:
-        return operator.attrgetter(function.__qualname__)(sys.modules[name]) is function
+        return (module if is_module else operator.attrgetter(value.__qualname__)(module)) is value
     except AttributeError:
         return False
 

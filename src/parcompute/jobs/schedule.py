@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import pickle
 import struct
 import tempfile
 import threading
@@ -178,13 +179,26 @@ class Board:
         """Make a board that other processes can attach."""
         head = 8 * (1 + 2 * n_workers)
         memory = shared.SharedArray.empty(head + CHUNK_DTYPE.itemsize * n_rows + n_blocks, np.uint8)
-        memory[:] = 0
-        memory[:head].view(np.int64)[1 : 1 + n_workers] = NO_BLOCK
-        return cls(n_workers, n_blocks, n_rows, memory.view(np.ndarray))
+        board = cls(n_workers, n_blocks, n_rows, memory.view(np.ndarray))
+        board.clear()
+        return board
 
-    def reference(self) -> tuple[tuple[int, int, int], shared.Reference | None]:
-        """Return what another process needs to attach the board."""
-        return self.sizes, shared.reference(self.memory)
+    def clear(self) -> None:
+        """Make it as new, for another job of the same sizes."""
+        self.memory[:] = 0
+        for worker in range(self.sizes[0]):
+            self.current[worker] = NO_BLOCK
+
+    @functools.cached_property
+    def reference(self) -> bytes:
+        """What another process needs to attach the board; see `attached`."""
+        return pickle.dumps((self.sizes, shared.reference(self.memory)))
+
+    @classmethod
+    def attached(cls, reference: bytes) -> Board:
+        """Return the board of another process."""
+        (n_workers, n_blocks, n_rows), place = pickle.loads(reference)
+        return cls(n_workers, n_blocks, n_rows, shared.attach(place).view(np.ndarray))
 
     @property
     def stopped(self) -> int:

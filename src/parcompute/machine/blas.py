@@ -131,6 +131,8 @@ def _set(n_threads: int) -> None:
 
 def _give(library: Any, n_threads: int) -> None:
     """Set the threads of a library, from any thread: threadpoolctl listens to the first one only that sets some."""
+    if library.get_num_threads() == n_threads:  # in a third of the time
+        return
     release = getattr(library, "clear_controlling_thread", lambda force: None)
     release(force=True)
     library.set_num_threads(n_threads)

@@ -114,7 +114,7 @@ def taken(*locks: threading.Lock) -> Iterator[None]:
     """Have these locks, and hear Ctrl-C while waiting for them."""
     with heard(), contextlib.ExitStack() as stack:
         for lock in locks:
-            wait(lambda seconds, lock=lock: lock.acquire(timeout=seconds))  # type: ignore[misc]
+            lock.acquire(blocking=False) or wait(lambda seconds, lock=lock: lock.acquire(timeout=seconds))  # type: ignore[misc]
             stack.callback(lock.release)
         yield
 

@@ -14,7 +14,7 @@ import mmap
 import os
 import time
 import weakref
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -115,8 +115,20 @@ def _drop(segment: Segment) -> None:
         segment.madvise(mmap.MADV_REMOVE)
 
 
+class Holder(Protocol):
+    """Has arrays of its own that it keeps for its next use, and can make again."""
+
+    def let_go(self) -> None:
+        """Keep none of them."""
+
+
+holders: weakref.WeakSet[Holder] = weakref.WeakSet()
+
+
 def release_kept() -> None:
     """Let go of all memory that is kept for arrays to come."""
+    for holder in list(holders):
+        holder.let_go()
     while _kept:
         try:
             _drop(_kept.popleft())

@@ -97,6 +97,11 @@ def is_dataset(value: Any) -> bool:
     return h5py is not None and isinstance(value, h5py.Dataset)
 
 
+def lies_in_file(value: Any) -> bool:
+    """Tell whether an input is an h5py dataset or on a memory-mapped file."""
+    return is_dataset(value) or _memmap_under(value) is not None
+
+
 def is_masked(value: Any) -> bool:
     """Tell whether a value is a masked array, without loading numpy.ma: 40 ms that nobody else wants to pay."""
     ma = sys.modules.get("numpy.ma")

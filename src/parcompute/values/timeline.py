@@ -8,6 +8,7 @@ The stamps are of `time.perf_counter_ns`, which on Linux is one clock for all pr
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,6 +74,12 @@ class Timeline:
     def __post_init__(self) -> None:
         order = np.lexsort((self.chunks["started_ns"], self.chunks["worker"]))
         object.__setattr__(self, "chunks", self.chunks[order])
+
+    def until(self, completed_ns: int) -> Timeline:
+        """Return the same with another end."""
+        later = copy.copy(self)
+        object.__setattr__(later, "completed_ns", completed_ns)
+        return later
 
     @property
     def n_workers(self) -> int:

@@ -8,6 +8,7 @@ parent ── job, arrays ──► worker ── shape of block 0, odd results,
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import os
 import pickle
@@ -16,12 +17,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import process
 from multiprocessing.connection import Connection
 from typing import Any, TextIO
 
 import numpy as np
+import numpy.typing as npt
 
 from parcompute.jobs import pickling, variables, world
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
@@ -191,25 +193,43 @@ class _Desk:
         self.channel, self.claims, self.settings = channel, claims, settings
         self.states = [State(setup.state) for _ in range(settings.n_threads)]
         self.job: Job | None = None
-        self.job_number = -1
+        self.number = -1  # of the job
+        self.key = -1
+        self.program: Any = None  # what it shares with the jobs before and after it
+        self.data = b""
+        self.inputs: Any = ()  # and the seed
+        self.arrays_sent = b""
+        self.shape: Any = None
+        self.outputs: tuple[npt.NDArray[Any], ...] = ()
+        self.board = b""
+        self.attached: Board | None = None
         self.told: bytes | None = None  # of the caller's settings, with the job
         self.sending, self.receiving = threading.Lock(), threading.Lock()
 
-    def walk(self, number: int, pickled: bytes, arrays: Any, pass_: Any, board: Any) -> None:
+    def walk(
+        self,
+        number: int,
+        parcel: tuple[int, bytes, bytes, bool],
+        told: bytes | None,
+        arrays: bytes | None,
+        pass_: Any,
+        board: bytes,
+        gone: set[int],
+    ) -> None:
         """Take part in a pass."""
         try:
-            if self.job is None or self.job_number != number:
-                with segments.holding():
-                    self.told, self.job = world.unpack(pickled)
-                self.job_number = number
-            self._attach(arrays)
-            pass_number, n_chunks, lost, alone = pass_
-            walked = Pass(pass_number, n_chunks, self.job.plan, lost, alone)
-            sizes, place = board
-            n_workers, n_blocks, n_rows = sizes
-            _keep_to(self.settings.cpus)
             with segments.holding():
-                attached = Board(n_workers, n_blocks, n_rows, shared.attach(place).view(np.ndarray))
+                if number != self.number:
+                    self._open(parcel, told)
+                    self.number = number
+                if board != self.board:
+                    self.board, self.attached = b"", None
+                    self.board, self.attached = board, Board.attached(board)
+                self._attach(arrays)
+            segments.release_mappings(gone)
+            pass_number, n_chunks, lost, alone = pass_
+            walked = Pass(pass_number, n_chunks, self.program.plan, lost, alone)
+            _keep_to(self.settings.cpus)
         except BaseException as error:  # say what cannot be had here; the job cannot run on any worker
             self._send("failed", number, Failure.before_blocks(error))
             self._send("end", number)
@@ -217,21 +237,39 @@ class _Desk:
         first, lanes = self.settings.worker, []
         with world.under(self.told):
             for worker in range(first + 1, first + (1 if alone else self.settings.n_threads)):
-                lane = threading.Thread(target=self._lane, args=(number, walked, attached, worker))
+                lane = threading.Thread(target=self._lane, args=(number, walked, worker))
                 try:
                     lane.start()
                 except RuntimeError:  # the system gives no more threads; those that there are do its part
                     break
                 lanes.append(lane)
-            self._lane(number, walked, attached, first)
+            self._lane(number, walked, first)
             for lane in lanes:
                 lane.join()
         exits.flush()
         self._send("end", number)
 
+    def _open(self, parcel: tuple[int, bytes, bytes, bool], told: bytes | None) -> None:
+        """Have the job of a `parcompute.backends.processes.parcels.Parcel`, as far as it is not here already."""
+        key, program, data, _ = parcel
+        self.job, self.number = None, -1
+        world.arrive(told)
+        if key != self.key:
+            self.key, self.program = -1, None
+            self.key, self.program = key, pickling.loads(program)
+        if data != self.data:
+            self.data, self.inputs = b"", ()
+            self.data, self.inputs = data, pickling.loads(data)
+        *inputs, seed = self.inputs
+        self.job = replace(self.program, inputs=tuple(inputs), seed=seed, outputs=copy.copy(self.program.outputs))
+        self.told = told
+
     def forget(self, gone: set[int]) -> None:
         """Let go of the job, and of what it maps and the caller has no more: the next one may use the other arrays."""
-        self.job = None
+        self.job, self.number = None, -1
+        self.key, self.program = -1, None
+        self.data, self.inputs = b"", ()
+        self.arrays_sent, self.shape, self.outputs = b"", None, ()
         segments.release_mappings(gone)
 
     def arrays(self, number: int, arrays: Any) -> None:
@@ -249,9 +287,10 @@ class _Desk:
         for state in self.states:
             state.close()
 
-    def _lane(self, number: int, pass_: Pass, board: Board, worker: int) -> None:
+    def _lane(self, number: int, pass_: Pass, worker: int) -> None:
         assert self.job is not None
-        outputs = self.job.outputs
+        assert self.attached is not None
+        outputs, board = self.job.outputs, self.attached
 
         def shaped(index: int, shape: Any) -> None:
             pickled = pickling.dumps_back(shape)
@@ -278,13 +317,18 @@ class _Desk:
                 raise
             failed(Failure.before_blocks(error))
 
-    def _attach(self, arrays: Any) -> None:
+    def _attach(self, arrays: bytes | None) -> None:
         assert self.job is not None
-        if arrays is not None:
-            shape, places = arrays
-            left = iter(places)
+        if arrays is None:
+            return
+        if arrays != self.arrays_sent:
+            self.arrays_sent, self.shape, self.outputs = b"", None, ()
             with segments.holding():
-                self.job.outputs.allocate(pickle.loads(shape), lambda *_: shared.attach(next(left)).view(np.ndarray))
+                self.shape, places = pickle.loads(arrays)
+                self.outputs = tuple(shared.attach(place).view(np.ndarray) for place in places)
+            self.arrays_sent = arrays
+        outputs = iter(self.outputs)
+        self.job.outputs.allocate(self.shape, lambda *_: next(outputs))
 
     def _send(self, *message: Any) -> None:
         with self.sending:

@@ -175,12 +175,17 @@ class Crew:
         signals.look()
         if self._vacant:
             timeout = min(timeout, self._try_again())
-        touched = dict.fromkeys(key.data for key, _ in self._selector.select(timeout) if key.data is not None)
-        for member in touched:
-            ended = member.child.ended()  # before the messages are read, so that none is missed
+        touched: dict[Member, set[Any]] = {}
+        for key, _ in self._selector.select(timeout):
+            if key.data is not None:
+                touched.setdefault(key.data, set()).add(key.fileobj)
+        for member, news in touched.items():
+            ended = member.child.sentinel in news
             self._bring(member)
             try:
-                while member.channel.poll():
+                # One message, since the next look tells of another; of a worker that has ended, all.
+                while (ended and member.channel.poll()) or member.channel in news:
+                    news.discard(member.channel)
                     message = member.channel.recv()
                     self._bring(member, rest=message[0] in ("end", "result"))
                     if message[0] == "ready":
@@ -283,10 +288,15 @@ class Crew:
         """Note that a job shows the workers these arrays, whose mappings they keep for the next job."""
         self._shown.update(segment.inode for segment in pickling.segments_of(arrays))
 
-    def forget_segments(self) -> None:
-        """Have the workers forget the job, and let go of those arrays that are no more."""
+    def gone(self) -> set[int]:
+        """Return the segments that were shown and are no more: the workers are to let go of them."""
         gone = segments.gone(self._shown)
         self._shown -= gone
+        return gone
+
+    def forget_job(self) -> None:
+        """Have the workers let go of what the last job has opened in them."""
+        gone = self.gone()
         for member in self.members:
             if member.ready:
                 self.send(member, "forget", gone)

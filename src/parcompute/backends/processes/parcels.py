@@ -1,0 +1,252 @@
+"""How a job travels: in two parts, of which one that is as it was in the job before is not pickled again.
+
+    program   kernel, arguments, plan, kind of output ── the same as before? ──► the number by which workers know it
+    data      inputs, seed                            ── the same arrays?    ──► the same bytes
+
+An iterative solver asks for the same job a thousand times: to pickle a function by value takes longer than its blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+from types import BuiltinFunctionType, CodeType, EllipsisType, FunctionType, ModuleType, NoneType
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from parcompute.jobs import modules, pickling
+from parcompute.jobs.job import Job
+from parcompute.jobs.partials import Partials
+from parcompute.jobs.schedule import Board, rows_for
+from parcompute.memory import leases, shared
+from parcompute.values.blocks import Plan
+
+# So many values, and arrays of so many bytes, are looked at in less time than their pickle takes.
+_FEW, _FEW_BYTES = 200, 2**14
+
+# The rows of partials, and a board, of so many bytes are kept for the next job.
+_KEPT_BYTES = 2**20
+
+
+class Parcel(NamedTuple):
+    """A job as it is sent.
+
+    Attributes
+    ----------
+    key : int
+        Of the program: a worker that has unpickled the one with this number need not do so again.
+    program, data : bytes
+        By `parcompute.jobs.pickling.dumps`.
+    stays : bool
+        Whether workers may keep the job until the next one: it holds on to nothing but shared memory.
+    """
+
+    key: int
+    program: bytes
+    data: bytes
+    stays: bool
+
+
+class Parcels:
+    """Pickles the jobs of one crew, one after the other, and knows what the last one was."""
+
+    def __init__(self) -> None:
+        self._key = 0
+        self._known: tuple[Any, ...] | None = None  # what the program consists of, where that can be compared
+        self._program = b""
+        self._inputs: tuple[Any, ...] = ()  # where they lie, and the seed
+        self._data = b""
+        self._shape: Any = None  # of a result of this program
+        self._varies = False
+        self._rows: tuple[npt.NDArray[Any], ...] = ()
+        self._places: tuple[Any, ...] = ()  # of the last output's arrays
+        self._placed: Any = None  # its shape
+        self._arrays = b""
+        self._board: Board | None = None
+        leases.holders.add(self)
+
+    def let_go(self) -> None:
+        """Keep no shared memory for the next job."""
+        self._rows, self._board = (), None
+
+    def board(self, n_workers: int, plan: Plan) -> Board:
+        """Return a board that is as new: that of the last job, if it has the right sizes."""
+        sizes = n_workers, plan.n_blocks, rows_for(plan)
+        board = self._board
+        if board is not None and board.sizes == sizes:
+            board.clear()
+        else:
+            self._board = board = Board.in_shared_memory(*sizes)
+            if board.memory.nbytes > _KEPT_BYTES:
+                self._board = None
+        return board
+
+    def of(self, job: Job) -> tuple[Parcel, list[Any]]:
+        """Return a job as it is sent, and what must live until the workers have unpickled it.
+
+        Raises
+        ------
+        CannotTravel
+            Naming what cannot.
+        """
+        modules.notice()
+        keep_alive: list[Any] = []
+        known = _known(job, keep_alive)
+        if known is None or known != self._known:
+            self._known, self._shape, self._varies, self._rows = None, None, False, ()
+            self._key += 1
+            self._program, keep_alive = pickling.dumps(replace(job, inputs=(), seed=None), f"kernel {job.name}")
+            self._known = known
+        inputs = (*map(_place, job.inputs), job.seed)
+        if None in inputs[:-1] or inputs != self._inputs:
+            self._data, more = pickling.dumps([*job.inputs, job.seed], f"kernel {job.name}")
+            self._inputs = inputs
+            keep_alive += more
+        keep_alive += job.inputs
+        return Parcel(
+            self._key, self._program, self._data, self._known is not None and None not in inputs[:-1]
+        ), keep_alive
+
+    def arrays(self, job: Job) -> bytes | None:
+        """Return what the workers need to attach the output's arrays; None as long as there are none."""
+        outputs = job.outputs
+        if outputs.arrays is None:
+            return None
+        places = tuple(map(shared.reference, outputs.arrays))
+        if places != self._places or outputs.shape != self._placed:
+            self._places, self._placed = places, outputs.shape
+            self._arrays = pickling.dumps_back((outputs.shape, places))
+        return self._arrays
+
+    def expect(self, job: Job, allocate: Any) -> bool:
+        """Make the output's arrays before block 0 says what a result looks like, if it has said so before."""
+        if self._shape is None or job.outputs.arrays is not None or job.keeper is not None:
+            return False
+        rows = iter(self._rows)
+        job.outputs.allocate(self._shape, (lambda *_: next(rows)) if self._rows else allocate)
+        return True
+
+    def learn(self, job: Job) -> None:
+        """Take note of what the results of a job that has ended look like."""
+        outputs = job.outputs
+        if self._known is None or self._varies or self._shape is not None or outputs.arrays is None:
+            return
+        self._shape = outputs.shape
+        # Partials are combined into something else, so that nobody has their rows.
+        if isinstance(outputs, Partials) and sum(rows.nbytes for rows in outputs.arrays) <= _KEPT_BYTES:
+            self._rows = outputs.arrays
+
+    def unlearn(self) -> None:
+        """Expect nothing of this program any more: what its results look like is not always the same."""
+        self._shape, self._varies = None, True
+
+
+def _place(array: Any) -> Any:
+    return shared.reference(array, writeable=False) if isinstance(array, np.ndarray) else None
+
+
+# Of these two are the same only if they are one. (A method that C has bound has a qualified name that is not found.)
+_BY_NAME = (type, ModuleType, BuiltinFunctionType, type(np.sum))
+
+
+# --- what a program consists of ----------------------------------------------------------------------------
+
+
+class _Untold(Exception):
+    """What something consists of cannot be told in short time, or at all."""
+
+
+def _known(job: Job, keep_alive: list[Any]) -> tuple[Any, ...] | None:
+    """Return what is equal for two jobs only if the worker's copy of one will do for the other.
+
+    What a kernel changes in its own variables may last from one such job to the next, as it does in threads.
+    """
+    inputs = [(array.dtype, array.shape[1:]) for array in job.inputs]
+    try:
+        parts = _Parts(keep_alive).of((job.kernel, job.args, dict(job.kwargs)))
+    except _Untold:
+        return None
+    asked = job.plan, job.asks, job.keep_going, job.block_timeout_s, job.outputs.asked
+    return (parts, *asked, inputs, modules.news())
+
+
+class _Parts:
+    """Takes values apart, into what can be compared."""
+
+    def __init__(self, keep_alive: list[Any]) -> None:
+        self._keep_alive = keep_alive
+        self._left, self._left_bytes = _FEW, _FEW_BYTES
+        self._functions: dict[int, int] = {}
+
+    def of(self, value: Any) -> Any:
+        """Return the parts of a value; they hold on to no array.
+
+        Raises
+        ------
+        _Untold
+            For a value that is none of those that are known here, or too large.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise _Untold
+        kind = type(value)
+        if kind in (NoneType, bool, int, str, bytes, EllipsisType, slice):
+            return kind, value
+        if kind is float:
+            return kind, value.hex()  # tells -0.0 from 0.0, and is equal for nan
+        if kind in (tuple, list):
+            return kind, tuple(map(self.of, value))
+        if kind is dict:
+            return kind, tuple((self.of(key), self.of(entry)) for key, entry in value.items())
+        if kind is FunctionType:
+            return self._of_function(value)
+        if kind is functools.partial and not vars(value):
+            return kind, self.of(value.func), self.of(value.args), self.of(value.keywords)
+        if kind is np.ufunc or (kind in _BY_NAME and pickling.importable(value)):
+            return kind, value
+        if isinstance(value, (np.ndarray, np.generic)):
+            return self._of_array(value)
+        raise _Untold
+
+    def _of_array(self, value: Any) -> Any:
+        if type(value) in (np.ndarray, shared.SharedArray) and (place := _place(value)) is not None:
+            self._keep_alive.append(value)
+            return place
+        self._left_bytes -= value.nbytes
+        if self._left_bytes < 0 or value.dtype.hasobject or not (type(value) is np.ndarray or value.ndim == 0):
+            raise _Untold
+        return type(value), value.dtype, value.shape, value.flags.f_contiguous, value.tobytes()
+
+    def _of_function(self, function: FunctionType) -> Any:
+        if pickling.importable(function):
+            return FunctionType, function
+        if id(function) in self._functions:
+            return FunctionType, self._functions[id(function)]
+        self._functions[id(function)] = len(self._functions)
+        code, variables = function.__code__, function.__globals__
+        try:
+            closure = tuple(self.of(cell.cell_contents) for cell in function.__closure__ or ())
+        except ValueError as error:  # a variable that has no value yet
+            raise _Untold from error
+        return (
+            code,
+            code.co_filename,
+            function.__name__,
+            function.__module__,
+            self.of(function.__defaults__),
+            self.of(function.__kwdefaults__),
+            closure,
+            self.of(function.__dict__),
+            [(name, self.of(variables[name])) for name in _names(code) if name in variables],
+        )
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Yield the names that a function, and those within it, may take from the variables of their module."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if type(constant) is CodeType:
+            yield from _names(constant)
