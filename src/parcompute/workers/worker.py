@@ -36,6 +36,9 @@ from parcompute.workers import exits, handover, start
 # What the calls of one map have in common is forgotten by a worker that has had none for so many seconds.
 _AGAIN_S = 0.1
 
+# What is remembered of the last jobs: inputs and outputs in shared memory, each a message of so many bytes at most.
+_REMEMBERED, _SHORT_BYTES = 8, 2**14
+
 # The stamp of a block that has no time limit any more: its kernel has returned.
 _COMPUTED = 2**63 - 1
 
@@ -196,11 +199,7 @@ class _Desk:
         self.number = -1  # of the job
         self.key = -1
         self.program: Any = None  # what it shares with the jobs before and after it
-        self.data = b""
-        self.inputs: Any = ()  # and the seed
-        self.arrays_sent = b""
-        self.shape: Any = None
-        self.outputs: tuple[npt.NDArray[Any], ...] = ()
+        self.known: dict[bytes, Any] = {}  # what the last few messages have had unpickled
         self.board = b""
         self.attached: Board | None = None
         self.told: bytes | None = None  # of the caller's settings, with the job
@@ -209,7 +208,7 @@ class _Desk:
     def walk(
         self,
         number: int,
-        parcel: tuple[int, bytes, bytes, bool],
+        parcel: tuple[int, bytes, bytes, int | None, bool],
         told: bytes | None,
         arrays: bytes | None,
         pass_: Any,
@@ -220,6 +219,8 @@ class _Desk:
         try:
             with segments.holding():
                 if number != self.number:
+                    if gone:
+                        self.known.clear()
                     self._open(parcel, told)
                     self.number = number
                 if board != self.board:
@@ -249,27 +250,34 @@ class _Desk:
         exits.flush()
         self._send("end", number)
 
-    def _open(self, parcel: tuple[int, bytes, bytes, bool], told: bytes | None) -> None:
+    def _open(self, parcel: tuple[int, bytes, bytes, int | None, bool], told: bytes | None) -> None:
         """Have the job of a `parcompute.backends.processes.parcels.Parcel`, as far as it is not here already."""
-        key, program, data, _ = parcel
+        key, program, data, seed, stays = parcel
         self.job, self.number = None, -1
         world.arrive(told)
         if key != self.key:
             self.key, self.program = -1, None
             self.key, self.program = key, pickling.loads(program)
-        if data != self.data:
-            self.data, self.inputs = b"", ()
-            self.data, self.inputs = data, pickling.loads(data)
-        *inputs, seed = self.inputs
+        inputs = self._known(data, pickling.loads, stays)
         self.job = replace(self.program, inputs=tuple(inputs), seed=seed, outputs=copy.copy(self.program.outputs))
         self.told = told
+
+    def _known(self, pickled: bytes, loads: Callable[[bytes], Any], stays: bool = True) -> Any:
+        """Return what is unpickled, the same objects as a few jobs before."""
+        if pickled in self.known:
+            return self.known[pickled]
+        value = loads(pickled)
+        if stays and len(pickled) <= _SHORT_BYTES:
+            while len(self.known) >= _REMEMBERED:
+                del self.known[next(iter(self.known))]
+            self.known[pickled] = value
+        return value
 
     def forget(self, gone: set[int]) -> None:
         """Let go of the job, and of what it maps and the caller has no more: the next one may use the other arrays."""
         self.job, self.number = None, -1
         self.key, self.program = -1, None
-        self.data, self.inputs = b"", ()
-        self.arrays_sent, self.shape, self.outputs = b"", None, ()
+        self.known.clear()
         segments.release_mappings(gone)
 
     def arrays(self, number: int, arrays: Any) -> None:
@@ -321,18 +329,19 @@ class _Desk:
         assert self.job is not None
         if arrays is None:
             return
-        if arrays != self.arrays_sent:
-            self.arrays_sent, self.shape, self.outputs = b"", None, ()
-            with segments.holding():
-                self.shape, places = pickle.loads(arrays)
-                self.outputs = tuple(shared.attach(place).view(np.ndarray) for place in places)
-            self.arrays_sent = arrays
-        outputs = iter(self.outputs)
-        self.job.outputs.allocate(self.shape, lambda *_: next(outputs))
+        with segments.holding():
+            shape, outputs = self._known(arrays, _attached)
+        left = iter(outputs)
+        self.job.outputs.allocate(shape, lambda *_: next(left))
 
     def _send(self, *message: Any) -> None:
         with self.sending:
             self.channel.send(message)
+
+
+def _attached(arrays: bytes) -> tuple[Any, list[npt.NDArray[Any]]]:
+    shape, places = pickle.loads(arrays)
+    return shape, [shared.attach(place).view(np.ndarray) for place in places]
 
 
 def run_call(pickled: bytes) -> tuple[bool, bytes, bool]:

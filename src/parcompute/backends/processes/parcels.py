@@ -1,7 +1,7 @@
 """How a job travels: in two parts, of which one that is as it was in the job before is not pickled again.
 
     program   kernel, arguments, plan, kind of output ── the same as before? ──► the number by which workers know it
-    data      inputs, seed                            ── the same arrays?    ──► the same bytes
+    data      inputs; and the output's arrays         ── the same arrays?    ──► the same bytes, by which they do
 
 An iterative solver asks for the same job a thousand times: to pickle a function by value takes longer than its blocks.
 """
@@ -21,11 +21,14 @@ from parcompute.jobs import modules, pickling
 from parcompute.jobs.job import Job
 from parcompute.jobs.partials import Partials
 from parcompute.jobs.schedule import Board, rows_for
-from parcompute.memory import leases, shared
+from parcompute.memory import leases, shared, sources
 from parcompute.values.blocks import Plan
 
 # So many values, and arrays of so many bytes, are looked at in less time than their pickle takes.
 _FEW, _FEW_BYTES = 200, 2**14
+
+# Of inputs, and of outputs, that the jobs of a program have had.
+_REMEMBERED = 4
 
 # The rows of partials, and a board, of so many bytes are kept for the next job.
 _KEPT_BYTES = 2**20
@@ -40,6 +43,8 @@ class Parcel(NamedTuple):
         Of the program: a worker that has unpickled the one with this number need not do so again.
     program, data : bytes
         By `parcompute.jobs.pickling.dumps`.
+    seed : int or None
+        Of its random streams.
     stays : bool
         Whether workers may keep the job until the next one: it holds on to nothing but shared memory.
     """
@@ -47,6 +52,7 @@ class Parcel(NamedTuple):
     key: int
     program: bytes
     data: bytes
+    seed: int | None
     stays: bool
 
 
@@ -57,14 +63,11 @@ class Parcels:
         self._key = 0
         self._known: tuple[Any, ...] | None = None  # what the program consists of, where that can be compared
         self._program = b""
-        self._inputs: tuple[Any, ...] = ()  # where they lie, and the seed
-        self._data = b""
+        self._data: dict[tuple[Any, ...], bytes] = {}  # by where the inputs lie
         self._shape: Any = None  # of a result of this program
         self._varies = False
         self._rows: tuple[npt.NDArray[Any], ...] = ()
-        self._places: tuple[Any, ...] = ()  # of the last output's arrays
-        self._placed: Any = None  # its shape
-        self._arrays = b""
+        self._arrays: dict[tuple[Any, ...], bytes] = {}  # by where they lie
         self._board: Board | None = None
         leases.holders.add(self)
 
@@ -97,18 +100,20 @@ class Parcels:
         known = _known(job, keep_alive)
         if known is None or known != self._known:
             self._known, self._shape, self._varies, self._rows = None, None, False, ()
+            self._arrays.clear()
             self._key += 1
             self._program, keep_alive = pickling.dumps(replace(job, inputs=(), seed=None), f"kernel {job.name}")
             self._known = known
-        inputs = (*map(_place, job.inputs), job.seed)
-        if None in inputs[:-1] or inputs != self._inputs:
-            self._data, more = pickling.dumps([*job.inputs, job.seed], f"kernel {job.name}")
-            self._inputs = inputs
+        places = tuple(map(_place, job.inputs))
+        data = self._data.get(places)
+        if data is None:
+            data, more = pickling.dumps([*job.inputs], f"kernel {job.name}")
             keep_alive += more
+            if None not in places:
+                _note(self._data, places, data)
         keep_alive += job.inputs
-        return Parcel(
-            self._key, self._program, self._data, self._known is not None and None not in inputs[:-1]
-        ), keep_alive
+        stays = self._known is not None and not any(map(sources.lies_in_file, job.inputs))
+        return Parcel(self._key, self._program, data, job.seed, stays), keep_alive
 
     def arrays(self, job: Job) -> bytes | None:
         """Return what the workers need to attach the output's arrays; None as long as there are none."""
@@ -116,10 +121,11 @@ class Parcels:
         if outputs.arrays is None:
             return None
         places = tuple(map(shared.reference, outputs.arrays))
-        if places != self._places or outputs.shape != self._placed:
-            self._places, self._placed = places, outputs.shape
-            self._arrays = pickling.dumps_back((outputs.shape, places))
-        return self._arrays
+        if self._shape is None or self._shape != (shape := outputs.shape):
+            return pickling.dumps_back((outputs.shape, places))
+        if places not in self._arrays:
+            _note(self._arrays, places, pickling.dumps_back((shape, places)))
+        return self._arrays[places]
 
     def expect(self, job: Job, allocate: Any) -> bool:
         """Make the output's arrays before block 0 says what a result looks like, if it has said so before."""
@@ -141,7 +147,15 @@ class Parcels:
 
     def unlearn(self) -> None:
         """Expect nothing of this program any more: what its results look like is not always the same."""
-        self._shape, self._varies = None, True
+        self._shape, self._rows, self._varies = None, (), True
+        self._arrays.clear()
+
+
+def _note(known: dict[Any, bytes], key: Any, value: bytes) -> None:
+    """Remember the last few: a solver goes to and fro between two arrays."""
+    while len(known) >= _REMEMBERED:
+        del known[next(iter(known))]
+    known[key] = value
 
 
 def _place(array: Any) -> Any:
