@@ -85,7 +85,7 @@ class Threads(CountsDone, StoresHere):
     def walks(self, job: Job) -> Walks:
         """Return the walks of a job's pass, none of which has begun."""
         self.wait_until_ready()
-        walks = Walks(job, self.n_workers, self._submit, self.allocate)
+        walks = Walks(job, self.n_workers, self._pool.submit, self._blas_threads, self.allocate)
         self._running = weakref.ref(walks.board)
         return walks
 
@@ -113,9 +113,6 @@ class Threads(CountsDone, StoresHere):
                 deliver(call.future, error=error)
         else:  # it runs from now on, and cannot be cancelled
             replace(call, function=functools.partial(self._limited, call.function)).run_here()
-
-    def _submit(self, function: Callable[..., None], *args: Any) -> Future[None]:
-        return self._pool.submit(self._limited, function, *args)
 
     def _limited(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         with blas.limited(self._blas_threads):
@@ -161,14 +158,25 @@ class Threads(CountsDone, StoresHere):
 
 
 class Walks:
-    """The threads that compute a job: they begin one by one."""
+    """The threads that compute a job: they begin one by one.
 
-    def __init__(self, job: Job, n_workers: int, submit: Callable[..., Future[None]], allocate: Allocate) -> None:
+    The job is over when the last block is done, and who comes later finds nothing to do: a short one is not to wait
+    until each thread has had its turn of the interpreter.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        n_workers: int,
+        submit: Callable[..., Future[None]],
+        blas_threads: int | None,
+        allocate: Allocate,
+    ) -> None:
         self.job = job
         self.board = Board(n_workers, job.plan.n_blocks, job.plan.n_chunks)
         job.follow(self.board.done)
         self.failures: list[Failure] = []
-        self._submit, self._allocate = submit, allocate
+        self._submit, self._blas_threads, self._allocate = submit, blas_threads, allocate
         self._claims, self._pass = ThreadClaims(), Pass.first(job.plan)
         self._first_known = threading.Event()  # block 0 has said what a result looks like, or never will
         if self.board.done[0] != WAITING:
@@ -176,10 +184,11 @@ class Walks:
         self._leaving = self._given_up = False
         self._settling = threading.Lock()  # what is known of the first block, and what follows from it
         self._futures: list[Future[None]] = []
-        self._counting, self._n_ended = threading.Lock(), 0
+        self._counting = threading.Lock()
+        self._n_in = self._n_out = 0  # threads that compute, and those that have computed
         self._error: BaseException | None = None  # outside any block
-        self._all_ended = threading.Lock()  # let go of by the last one
-        self._all_ended.acquire()
+        self._news = threading.Lock()  # let go of at the end, and with an error
+        self._news.acquire()
         self.submitted_ns = time.perf_counter_ns()
 
     def __len__(self) -> int:
@@ -191,9 +200,9 @@ class Walks:
             self._futures.append(self._submit(self._work, len(self)))
 
     def over(self, timeout_s: float) -> bool:
-        """Wait a while; tell whether all that have begun are at their end."""
+        """Wait a while; tell whether those that have begun have done all that they ever will."""
         try:
-            if self._n_ended < len(self) and not self._all_ended.acquire(timeout=timeout_s):
+            if not self._is_over() and not self._news.acquire(timeout=timeout_s):
                 signals.look()
                 for future in self._futures:
                     if future.cancelled():  # since the executor was killed
@@ -203,7 +212,11 @@ class Walks:
         except BaseException:  # Ctrl-C: threads cannot be killed; they leave after their block
             self.stop()
             raise
-        return self._n_ended == len(self)
+        return self._is_over()
+
+    def _is_over(self) -> bool:
+        # Who leaves has found nothing to claim; chunks that are not claimed wait for those whose they are.
+        return self._n_in == 0 < self._n_out and (self._pass.is_claimed or self._n_out == len(self))
 
     def leave(self) -> None:
         """Ask the threads to leave after the block that they compute now.
@@ -222,16 +235,22 @@ class Walks:
         self._first_known.set()
 
     def _work(self, worker: int) -> None:
-        job, keep = self.job, self.job.outputs.keep
-        given = (self._pass, self.board, self._claims, worker, self._shaped, keep, self._failed)
+        with self._counting:
+            if self._is_over():
+                return
+            self._n_in += 1
         try:
-            world.run(job.world, walk, job, *given)
+            job, keep = self.job, self.job.outputs.keep
+            given = (self._pass, self.board, self._claims, worker, self._shaped, keep, self._failed)
+            with blas.limited(self._blas_threads):
+                world.run(job.world, walk, job, *given)
         except BaseException as error:
             self._error = error
         with self._counting:
-            self._n_ended += 1
-            if (self._n_ended == len(self) or self._error is not None) and self._all_ended.locked():
-                self._all_ended.release()
+            self._n_in -= 1
+            self._n_out += 1
+            if (self._is_over() or self._error is not None) and self._news.locked():
+                self._news.release()
 
     def _shaped(self, index: int, shape: Any) -> None:
         if index != 0:

@@ -132,9 +132,14 @@ class Pass:
         Under ``static`` a chunk belongs to a worker from the start, and nothing is claimed; a lost block
         goes to whoever comes first all the same.
         """
-        if self.plan.schedule.kind == "static" and self.lost is None:
-            return iter(range(worker, self.n_chunks, self.plan.n_workers))
-        return claims.below(self.n_chunks)
+        if self.is_claimed:
+            return claims.below(self.n_chunks)
+        return iter(range(worker, self.n_chunks, self.plan.n_workers))
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether any worker may compute any chunk."""
+        return self.plan.schedule.kind != "static" or self.lost is not None
 
 
 def rows_for(plan: Plan) -> int:

@@ -35,11 +35,12 @@ class Drive:
         number: int,
         options: Options,
         parcels: Parcels,
-        sent: tuple[Parcel, list[Any]],
+        parcel: Parcel,
+        keep_alive: list[Any],
         board: Board,
     ) -> None:
         self.crew, self.job, self.number, self.options, self.parcels = crew, job, number, options, parcels
-        self.parcel, self.keep_alive = sent
+        self.parcel, self.keep_alive = parcel, keep_alive
         self.told = None if job.world is None else job.world.told(crew.world)
         self.board = board
         self.threads = options.threads_per_worker

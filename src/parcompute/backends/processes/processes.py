@@ -64,12 +64,14 @@ class Processes(CountsDone):
         self._turn.require_no_callback()
         with self._turn.of_job():
             self._require_crew()
+            drive = self._drive(job)  # what can fail for want of a pickle or of memory fails here
             try:
-                drive = self._drive(job)
+                drive.run()
                 if drive.is_mistaken:
                     self._parcels.unlearn()
                     job.outputs.forget_shape()
                     drive = self._drive(job)
+                    drive.run()
                 return drive.conclude(called_ns)
             except (KernelError, WorkerLost):
                 raise
@@ -77,18 +79,15 @@ class Processes(CountsDone):
                 self._crew.kill()
                 raise
             finally:
-                del self._running
+                self._running = CountsDone._running
 
     def _drive(self, job: Job) -> Drive:
-        """Have the crew compute a job."""
-        # What can fail for want of a pickle or of memory fails here, before anything runs.
-        sent = self._parcels.of(job)
+        """Return what will have the crew compute a job."""
+        parcel, keep_alive = self._parcels.of(job)
         board = self._parcels.board(self.n_workers, job.plan)
         self._running = weakref.ref(board)
         self._n_jobs += 1
-        drive = Drive(self._crew, job, self._n_jobs, self._options, self._parcels, sent, board)
-        drive.run()
-        return drive
+        return Drive(self._crew, job, self._n_jobs, self._options, self._parcels, parcel, keep_alive, board)
 
     def _require_crew(self) -> None:
         if self._ended:  # while this thread waited for its turn
