@@ -27,6 +27,8 @@ import pytest
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
     os.environ[variable] = "1"
 os.environ["MPLBACKEND"] = "agg"
+# The tests start a thousand interpreters: the first compiles the package, and not each anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # What the tests of test_stress.py do at random; repeated with the same value.
 os.environ.setdefault("PARCOMPUTE_STRESS_SEED", str(secrets.randbits(32)))
@@ -84,6 +86,15 @@ def temporary_folder(tmp_path_factory):
     return Path(folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def what_was_there_at_the_start():
+    """Spare the garbage collector, which many a test calls, the million objects that all tests are."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 FAILED = pytest.StashKey[bool]()
 
 
@@ -139,11 +150,12 @@ class Belongings:
 
 def what_is_left(before, folder):
     """Return what is new since `before` and does not go within the grace."""
+    leases.release_kept()  # kept for arrays to come, within a bound, and no leak
     if not (left := Belongings.now(folder) - before):
         return left
     deadline = time.monotonic() + GRACE_S
     gc.collect()  # what hangs in a reference cycle, as every caught exception does, goes now
-    leases.release_kept()  # kept for arrays to come, within a bound, and no leak
+    leases.release_kept()
     while left := own_of(Belongings.now(folder) - before):
         if (remaining := deadline - time.monotonic()) <= 0:
             break

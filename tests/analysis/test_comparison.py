@@ -50,8 +50,13 @@ def write(path: Path, *groups, experiment="montecarlo"):
     return read(path)
 
 
-def test_faster_is_said_only_where_the_interval_excludes_one(tmp_path):
-    a = write(tmp_path / "a.h5", (HERE, runs_of()))
+@pytest.fixture(scope="module")
+def a(tmp_path_factory):
+    """The record that most others are compared with."""
+    return write(tmp_path_factory.mktemp("a") / "a.h5", (HERE, runs_of()))
+
+
+def test_faster_is_said_only_where_the_interval_excludes_one(a, tmp_path):
     b = write(tmp_path / "b.h5", (HERE, runs_of(0.5)))
     assert {row.verdict for row in comparison.compare(a, b).rows} == {"B is faster"}
     assert {row.verdict for row in comparison.compare(b, a).rows} == {"B is slower"}
@@ -65,9 +70,8 @@ def few_of(tmp_path):
     return write(tmp_path / "e.h5", (HERE, runs_of(0.2, n_rounds=2)))
 
 
-def test_it_says_in_which_conditions_the_two_differ(tmp_path):
+def test_it_says_in_which_conditions_the_two_differ(a, tmp_path):
     other = replace(HERE, cpu_model="fast", load_1min=3.0)
-    a = write(tmp_path / "a.h5", (HERE, runs_of()))
     b = write(tmp_path / "b.h5", (other, runs_of(0.5, provenance=other)))
     found = comparison.compare(a, b)
     assert found.unlike == (("cpu_model", "slow", "fast"),)
@@ -96,8 +100,7 @@ def test_of_one_file_the_two_newest_conditions_are_compared(tmp_path):
         ({"runs": []}, "has no runs that count"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(tmp_path, change, message):
-    a = write(tmp_path / "a.h5", (HERE, runs_of()))
+def test_what_cannot_be_compared_is_refused(a, tmp_path, change, message):
     runs = change.get("runs", runs_of())
     b = write(tmp_path / "b.h5", (HERE, runs), experiment=change.get("experiment", "montecarlo"))
     with pytest.raises(ValueError, match=message):

@@ -224,7 +224,11 @@ def test_s_on_its_upper_boundary_is_bounded_from_below() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("law", "theta", "counts"),
-    [("amdahl", [8.0, 0.05], [1, 2, 4, 8, 16]), ("usl", [8.0, 0.05, 0.002], [1, 2, 4, 8, 16, 32])],
+    [
+        ("usl", [8.0, 0.05, 0.002], [1, 2, 4, 8, 16, 32]),
+        # Drawn and fitted in the same way, with one column less.
+        pytest.param("amdahl", [8.0, 0.05], [1, 2, 4, 8, 16], marks=pytest.mark.stress),
+    ],
 )
 def test_intervals_cover_the_truth_as_often_as_they_say(law: str, theta: list[float], counts: list[int]) -> None:
     names, n_sweeps = LAWS[law].parameters[1:], 300

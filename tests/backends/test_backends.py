@@ -27,12 +27,16 @@ MEDIA = {
     **{f"pool-{method}": {"backend": "pool", "start_method": method} for method in METHODS},
     "joblib": {"backend": "joblib"},
 }
-FOREIGN = [name for name in MEDIA if not name.startswith("processes")]
+# How a worker was started matters to Ctrl-C, which may come while it starts; else one method does for an engine of
+# others, and two for ours.
+ENGINES = {name: MEDIA[name] for name in ("processes-fork", "processes-forkserver", "pool-fork", "joblib")}
+FOREIGN = ("pool-fork", "joblib")
 
 # Generous, on a machine that is busy with other work; the promise is the number in the test's name.
 BUSY = 4
 
-SAFE = pytest.mark.timeout(30)
+# What hangs is told soon.
+SAFE = pytest.mark.timeout(100)
 
 
 class Gate:
@@ -45,11 +49,6 @@ class Gate:
     def wait(self):
         with open(self.path) as gate:
             return gate.read()
-
-
-@pytest.fixture
-def gate(tmp_path):
-    return Gate(str(tmp_path / "gate"))
 
 
 def ended(pids, within_s):
@@ -98,8 +97,7 @@ def test_the_engines_of_others_raise_within_two_seconds_of_a_busy_workers_death(
 
 
 @SAFE
-@pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("medium", FOREIGN)
+@pytest.mark.parametrize(("medium", "which"), [("pool-fork", 0), ("pool-fork", 1), ("joblib", 0)])
 def test_the_engines_of_others_do_not_hang_when_an_idle_worker_was_killed(medium, which):
     with pc.Executor(2, **MEDIA[medium]) as executor:
         executor.wait_until_ready()
@@ -116,12 +114,12 @@ def test_the_engines_of_others_do_not_hang_when_an_idle_worker_was_killed(medium
 
 
 @SAFE
-@pytest.mark.parametrize("medium", MEDIA)
+@pytest.mark.parametrize("medium", [*ENGINES, "pool-spawn"])
 def test_a_call_that_kills_its_workers_is_given_up(medium):
     with pc.Executor(2, **MEDIA[medium]) as executor:
         executor.wait_until_ready()
         with pytest.raises(pc.WorkerLost, match=r"SIGKILL"):
-            executor.submit(die).result(timeout=2 * BUSY)
+            executor.submit(die).result(timeout=60)
         assert executor.submit(pow, 2, 5).result(timeout=30) == 32
         assert executor.reduce_blocks(np.sum, np.ones(10), block_items=1) == 10
 
@@ -134,40 +132,43 @@ import numpy as np
 import parcompute as pc
 
 def kernel(block):
-    call(0)
+    call(in_job)
 
-def call(_):
+def call(gate):
     with open(gate, "w") as file:
         file.write("!")
     for _ in range(1_000):  # Python does not hear a signal that comes just before it begins to sleep
         time.sleep(0.1)
 
-gate = sys.argv[1]
+in_job, in_calls = sys.argv[1:]
 ex = pc.Executor({options})
 ex.wait_until_ready()
 print(*ex.worker_pids, flush=True)
 try:
-    {then}
+    ex.map_blocks(kernel, n_items=4, block_items=1)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+ex.wait_until_ready()  # a pool's workers that still start would take Ctrl-C as any new interpreter does
+print(ex.reduce_blocks(np.sum, np.ones(10), block_items=1), flush=True)
+try:
+    with pc.Executor({options}) as two:
+        two.wait_until_ready()
+        list(two.map(call, [in_calls] * 4))
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 print(ex.reduce_blocks(np.sum, np.ones(10), block_items=1))
 ex.shutdown()
 print("closed")
 """
-DURING = {
-    "a job": "ex.map_blocks(kernel, n_items=4, block_items=1)",
-    # A pool's workers that still start would take Ctrl-C as any new interpreter does.
-    "calls in a with": "with pc.Executor({options}) as two: two.wait_until_ready(); list(two.map(call, range(4)))",
-}
 # Not joblib: loky's workers take Ctrl-C themselves, and print what they were doing.
 INTERRUPTIBLE = {"serial": {"backend": "serial"}, **{name: MEDIA[name] for name in MEDIA if name != "joblib"}}
 
 
 @SAFE
-@pytest.mark.parametrize("during", DURING)
-@pytest.mark.parametrize("to", ["parent", "group", "terminal"])
+@pytest.mark.parametrize("to", ["parent", "terminal"])
 @pytest.mark.parametrize("medium", INTERRUPTIBLE)
-def test_ctrl_c_is_heard_within_a_second_and_the_executor_lives_on(medium, to, during, gate):
+def test_ctrl_c_is_heard_within_a_second_and_the_executor_lives_on(medium, to, tmp_path):
+    in_job, in_calls = Gate(str(tmp_path / "job")), Gate(str(tmp_path / "calls"))
     workers = 1 if medium == "serial" else 2
     options = f"{workers}, " + ", ".join(f"{key}={value!r}" for key, value in INTERRUPTIBLE[medium].items())
     master, slave = pty.openpty()
@@ -179,8 +180,9 @@ def test_ctrl_c_is_heard_within_a_second_and_the_executor_lives_on(medium, to, d
             "-W",
             "ignore:This process:DeprecationWarning",  # is multi-threaded and forks: a pool that begins anew may
             "-c",
-            INTERRUPTED.format(options=options, then=DURING[during].format(options=options)),
-            gate.path,
+            INTERRUPTED.format(options=options),
+            in_job.path,
+            in_calls.path,
         ],
         stdin=slave,
         stdout=subprocess.PIPE,
@@ -191,16 +193,17 @@ def test_ctrl_c_is_heard_within_a_second_and_the_executor_lives_on(medium, to, d
     )
     os.close(slave)
     pids = [int(pid) for pid in program.stdout.readline().split()]
-    assert gate.wait().startswith("!")
-    began = time.monotonic()
-    if to == "parent":
-        program.send_signal(signal.SIGINT)
-    elif to == "group":
-        os.killpg(program.pid, signal.SIGINT)
-    else:
-        os.write(master, b"\x03")
-    assert program.stdout.readline() == "interrupted\n"
-    assert time.monotonic() - began < 1 * BUSY
+    for gate in (in_job, in_calls):
+        assert gate.wait().startswith("!")
+        began = time.monotonic()
+        if to == "parent":
+            program.send_signal(signal.SIGINT)
+        else:  # as to all of its group
+            os.write(master, b"\x03")
+        assert program.stdout.readline() == "interrupted\n"
+        assert time.monotonic() - began < 1 * BUSY
+        if gate is in_job:
+            assert program.stdout.readline() == "10.0\n"
     # Not communicate(), which would miss what readline() has read ahead.
     assert (program.stdout.read(), program.stderr.read(), program.wait()) == ("10.0\nclosed\n", "", 0)
     program.stdout.close()
@@ -234,7 +237,7 @@ def test_a_kernel_that_raises_keyboardinterrupt_itself_does_not_hang_the_others(
 
 
 @SAFE
-@pytest.mark.parametrize("medium", ["serial", "threads", *MEDIA])
+@pytest.mark.parametrize("medium", ["serial", "threads", *ENGINES])
 def test_threads_may_use_one_executor_together(medium):
     options = MEDIA.get(medium, {"backend": medium})
     wrong, n_threads, start = [], 4, threading.Barrier(4)

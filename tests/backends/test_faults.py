@@ -44,6 +44,19 @@ A_SECOND = 4.0
 HANGS_S = 60
 
 
+@pytest.fixture(params=["fork", "forkserver"])
+def start_method(request):
+    """Start a worker as a child of this process, with its memory, or of the server, with nothing of it.
+
+    A spawned worker is the child of the one that has loaded what the other has. It is tested, at a second each, where
+    starting itself or the environment of a new interpreter matters.
+    """
+    return request.param
+
+
+each_start_method = pytest.mark.parametrize("start_method", start.METHODS)
+
+
 def opened(method="fork", workers=2, **options):
     """Return an executor of worker processes."""
     more_than_cpus = workers > limits.usable_cpus()
@@ -283,8 +296,13 @@ def test_a_worker_that_dies_in_any_state_costs_at_most_its_block(start_method, s
         assert len(set(executor.worker_pids) - set(pids)) == len(set(pids) - set(executor.worker_pids)) == 1
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, "segmentation fault", "abort", signal.SIGTERM, 0, 3])
-@pytest.mark.parametrize("kind", ["static", "dynamic,2", "guided"])
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        *((kind, signal.SIGKILL) for kind in ("static", "dynamic,2", "guided")),
+        *(("dynamic,2", how) for how in ("segmentation fault", "abort", signal.SIGTERM, 0, 3)),
+    ],
+)
 def test_a_worker_that_dies_in_the_kernel_costs_that_block_alone(how, kind, calls, tmp_path):
     def kernel(x, block):
         result = each(calls, x, block)
@@ -306,6 +324,7 @@ def test_a_worker_that_dies_in_the_kernel_costs_that_block_alone(how, kind, call
         assert death["pid"] not in timeline.workers["pid"]
 
 
+@each_start_method
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_that_dies_idle_is_replaced(start_method, workers):
     with opened(start_method, workers) as executor:
@@ -331,6 +350,7 @@ def wait_for_the_end(processes):
                 assert select.select([pidfd], [], [], deadline - time.monotonic())[0], f"{process} goes on"
 
 
+@each_start_method
 def test_a_worker_that_dies_before_it_is_ready_is_replaced(start_method):
     with opened(start_method) as executor:
         os.kill(executor.worker_pids[1], signal.SIGKILL)
@@ -338,6 +358,7 @@ def test_a_worker_that_dies_before_it_is_ready_is_replaced(start_method):
         executor.wait_until_ready()
 
 
+@each_start_method
 def test_a_worker_that_dies_while_it_is_sent_a_job_is_replaced(start_method):
     def die_in_the_next_large_message():
         from multiprocessing.connection import Connection
@@ -400,6 +421,7 @@ def test_many_deaths_in_one_job_change_nothing(start_method, tmp_path):
             assert result.tobytes() == serial.map_blocks(kernel, X, block_items=12).tobytes()
 
 
+@each_start_method
 def test_a_call_whose_worker_dies_is_called_again_and_the_others_are_not(start_method, calls, tmp_path):
     def call(number):
         calls.note(number)
@@ -448,7 +470,10 @@ def deadly(number, how=signal.SIGKILL):
     return kernel
 
 
-@pytest.mark.parametrize("how", ENDINGS)
+# How a child of the server has ended is told by the server.
+@pytest.mark.parametrize(
+    ("start_method", "how"), [*(("fork", how) for how in ENDINGS), ("forkserver", signal.SIGKILL), ("forkserver", 3)]
+)
 def test_a_block_that_kills_every_worker_is_given_up_and_the_message_says_all_about_it(start_method, how):
     code, ending = ENDINGS[how]
     with opened(start_method, retries=2) as executor:
@@ -800,6 +825,7 @@ print("left:", alive)
 """
 
 
+@each_start_method
 @pytest.mark.parametrize("by", ["terminal", "signal"])
 def test_ctrl_c_is_answered_within_a_second_and_the_executor_lives_on(start_method, by, tmp_path):
     with Program(INTERRUPTED.format(method=start_method), tmp_path, terminal=by == "terminal") as program:
@@ -823,22 +849,32 @@ def kernel(block):
     os.write(1, b"computing\\n")
     time.sleep(600)
 
+interrupted = False
 try:
     try:
-        with pc.Executor(2, start_method={method!r}) as ex:
-            ex.map_blocks(kernel, n_items=2, block_items=1)
-    finally:
-        print("over", flush=True)
-except KeyboardInterrupt:
+        try:
+            with pc.Executor(2, start_method={method!r}) as ex:
+                ex.map_blocks(kernel, n_items=2, block_items=1)
+        finally:
+            print("over", flush=True)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        interrupted = True
+except KeyboardInterrupt:  # the second one, while the first was being answered
+    interrupted = True
+if interrupted:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     del ex
-    psutil.wait_procs(psutil.Process().children(recursive=True), timeout=3)
+    workers = [p for p in psutil.Process().children(recursive=True) if "_serve" not in " ".join(p.cmdline())]
+    psutil.wait_procs(workers, timeout=30)
     alive = [p for p in psutil.Process().children(recursive=True) if "_serve" not in " ".join(p.cmdline())]
     print("left:", alive)
 """
 
 
-@pytest.mark.parametrize("pause_s", [0.0, 0.001, 0.01])
+@pytest.mark.parametrize(
+    "pause_s", [0.001, *(pytest.param(pause_s, marks=pytest.mark.stress) for pause_s in (0.0, 0.01))]
+)
 def test_ctrl_c_twice_in_quick_succession_leaves_nothing_either(start_method, pause_s, tmp_path):
     with Program(TWICE.format(method=start_method), tmp_path) as program:
         assert [program.line(), program.line()] == ["computing", "computing"]
@@ -849,6 +885,7 @@ def test_ctrl_c_twice_in_quick_succession_leaves_nothing_either(start_method, pa
     assert (status, out.splitlines()[-1:], "Error" in err) == (0, ["left: []"], False)
 
 
+@each_start_method
 def test_a_program_that_ignores_ctrl_c_goes_on_ignoring_it(start_method, tmp_path):
     source = f"""
 import os, numpy as np, parcompute as pc
@@ -902,10 +939,19 @@ def after_event(number, function):
 
 
 @pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="this session ignores SIGINT")
-@pytest.mark.parametrize("deed", ["job", "replacement", "call", "map"])
-@pytest.mark.parametrize("first", range(4))
+@pytest.mark.parametrize(
+    ("first", "deed"),
+    [
+        pytest.param(first, deed, marks=() if n == first else pytest.mark.stress)
+        for n, deed in enumerate(["job", "replacement", "call", "map"])
+        for first in range(4)
+    ],
+)
 def test_ctrl_c_may_come_at_any_line(deed, first, monkeypatch):
-    """After it the executor does what it always did, and at the end nothing is left: the fixture looks."""
+    """After it the executor does what it always did, and at the end nothing is left: the fixture looks.
+
+    At every 44th event here, and at every 11th under stress.
+    """
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)  # any() has closed a generator
     with opened("fork") as executor:
 
@@ -956,22 +1002,23 @@ with pc.Executor(2, start_method={method!r}) as ex:
 
 @pytest.mark.parametrize("to", ["parent", "group", "parent, kindly"])
 def test_a_parent_that_is_killed_leaves_nothing(start_method, to, tmp_path):
+    """As at any other moment (test_stress.py)."""
     number = signal.SIGTERM if to == "parent, kindly" else signal.SIGKILL
-    for _ in range(2):
-        with Program(BUSY.format(method=start_method), tmp_path) as program:
-            for _ in range(random.randrange(1, 9)):
-                assert program.line() == "round"
-            threading.Event().wait(random.random() * 0.01)
-            family = program.family()
-            assert len(family) >= 3
-            (os.killpg if to == "group" else os.kill)(program.process.pid, number)
-            killed_s = time.monotonic()
-            status, _, err = program.ended()  # once no worker has the pipe any more
-            assert time.monotonic() - killed_s < A_SECOND
-            assert (status, err) == (-number, "")
-            program.assert_nothing_is_left(family)
+    with Program(BUSY.format(method=start_method), tmp_path) as program:
+        for _ in range(random.randrange(1, 9)):
+            assert program.line() == "round"
+        threading.Event().wait(random.random() * 0.01)
+        family = program.family()
+        assert len(family) >= 3
+        (os.killpg if to == "group" else os.kill)(program.process.pid, number)
+        killed_s = time.monotonic()
+        status, _, err = program.ended()  # once no worker has the pipe any more
+        assert time.monotonic() - killed_s < A_SECOND
+        assert (status, err) == (-number, "")
+        program.assert_nothing_is_left(family)
 
 
+@each_start_method
 def test_a_parent_that_is_killed_while_its_workers_start_leaves_nothing(start_method, tmp_path):
     source = f"""
 import parcompute as pc
@@ -1172,6 +1219,7 @@ def test_workers_of_a_worker_die_with_it(start_method):
         assert executor.submit(pow, 2, 3).result(HANGS_S) == 8
 
 
+@each_start_method
 def test_in_a_child_that_the_user_has_forked_the_executor_says_whose_it_is(start_method):
     with opened(start_method) as executor:
         x = pc.share(np.ones(9))
@@ -1312,6 +1360,7 @@ def test_pinned_workers_have_cores_of_their_own_inside_the_allowed_ones(start_me
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a mask of one CPU cannot shrink")
+@each_start_method
 @pytest.mark.parametrize("pin", [False, "cores"])
 def test_a_mask_that_a_kernel_has_shrunk_is_restored_for_the_next_job(start_method, pin):
     def shrink(block):
@@ -1327,6 +1376,7 @@ def test_a_mask_that_a_kernel_has_shrunk_is_restored_for_the_next_job(start_meth
     assert os.sched_getaffinity(0) == allowed
 
 
+@each_start_method
 @pytest.mark.parametrize("n", [1, 2])
 def test_blas_threads_are_as_asked_in_the_workers_and_as_before_here(start_method, n, monkeypatch):
     import threadpoolctl

@@ -31,6 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:Deprecati
 
 STDLIB = "ProcessPoolExecutor"
 PROCESSES = ("processes-fork", "processes-forkserver", "processes-spawn")
+# Where each test needs workers of its own: a spawned one is told from the server's by how it starts alone.
+OWN = ("processes-fork", "processes-forkserver")
 IN_PROCESSES = (STDLIB, *PROCESSES, "pool")
 CONCURRENT = (*IN_PROCESSES, "threads")
 ALL = (*CONCURRENT, "serial")
@@ -269,7 +271,7 @@ def test_unlike_the_standard_library_what_cannot_be_rebuilt_costs_its_call_only(
             assert executor.submit(abs, -1).result() == 1
 
 
-@fresh_on(*PROCESSES)
+@fresh_on(*OWN)
 def test_a_call_cannot_submit_to_the_executor_that_runs_it_and_is_told_so(medium):
     with opened(medium) as executor:
         error = executor.submit(lambda: executor.submit(abs, -1)).exception()
@@ -568,7 +570,7 @@ def test_a_buffersize_is_a_whole_number_above_zero(executor):
             executor.map(abs, [1], buffersize=wrong)
 
 
-@fresh_on(*(medium for medium in BUFFERED if medium != "serial"))
+@fresh_on(*(medium for medium in BUFFERED if medium not in ("serial", "processes-spawn")))
 def test_a_buffered_map_says_that_its_executor_was_closed(medium):
     with opened(medium) as executor:
         results = executor.map(abs, itertools.count(), buffersize=2)
@@ -578,7 +580,7 @@ def test_a_buffered_map_says_that_its_executor_was_closed(medium):
 
 # --- the end -----------------------------------------------------------------------------------------------
 
-ENDING = (STDLIB, *PROCESSES, "pool", "threads")
+ENDING = (STDLIB, *OWN, "pool", "threads")
 
 
 @fresh_on(*ENDING, "joblib", "serial")
@@ -606,7 +608,7 @@ def test_shutdown_without_waiting_finishes_it_too(medium, gate):
     executor.shutdown()
 
 
-@fresh_on(*QUEUEING)
+@fresh_on(STDLIB, *OWN, "threads")
 def test_shutdown_can_cancel_what_has_not_begun(medium, gate):
     started, barrier = gate
     executor = opened(medium)
@@ -648,7 +650,7 @@ def test_unlike_in_the_standard_library_several_threads_may_shut_down_and_all_of
     executor.shutdown()
 
 
-@fresh_on(*ALL)
+@fresh_on(STDLIB, *OWN, "pool", "threads", "serial")
 def test_a_closed_executor_takes_no_calls_and_says_so(medium):
     with opened(medium) as executor:
         pass
@@ -670,7 +672,7 @@ def test_the_workers_of_an_executor_that_nobody_holds_any_more_end(medium, used)
     assert alive == []
 
 
-@fresh_on(*PROCESSES, "pool")
+@fresh_on(*OWN, "pool")
 def test_kill_workers_ends_what_runs_and_cancels_what_waits(medium, gate):
     started, barrier = gate
     executor = opened(medium)
@@ -741,8 +743,10 @@ USES = {
 }
 
 
-@pytest.mark.parametrize("use", USES)
-@fresh_on(*PROCESSES)
+@pytest.mark.parametrize(
+    ("medium", "use"),
+    [*(("processes-forkserver", use) for use in USES), ("processes-fork", "without"), ("processes-spawn", "in a map")],
+)
 def test_ctrl_c_ends_a_program_that_waits_for_calls(medium, use, tmp_path):
     with started_program(INTERRUPTED.replace("USE", USES[use]), medium, tmp_path) as program:
         assert [program.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
@@ -792,7 +796,7 @@ def noted(log, number):
     return number
 
 
-@fresh_on(STDLIB, *PROCESSES)
+@fresh_on(STDLIB, *OWN)
 def test_unlike_the_standard_library_a_dead_worker_costs_only_its_call(medium, line):
     log = line("log")
     with opened(medium) as executor:
@@ -822,7 +826,7 @@ def dies_at_first(log, number):
     return number
 
 
-@fresh_on(*PROCESSES)
+@fresh_on(*OWN)
 def test_a_call_whose_worker_is_killed_is_run_again_and_no_other_is(medium, line):
     log, others = line("log"), line("others")
     with opened(medium) as executor:
@@ -836,7 +840,7 @@ def test_a_call_whose_worker_is_killed_is_run_again_and_no_other_is(medium, line
     assert sorted(others.received()) == list(range(1, 30))
 
 
-@fresh_on(*PROCESSES)
+@fresh_on(*OWN)
 @pytest.mark.parametrize("retries", [1, 3])
 def test_a_call_is_tried_on_as_many_workers_as_retries_says(medium, retries, line):
     log = line("log")
@@ -862,7 +866,7 @@ def dies_at_5(n):
     return n
 
 
-@fresh_on(*PROCESSES)
+@fresh_on(*OWN)
 @pytest.mark.parametrize("chunksize", [1, 4, 20])
 def test_a_deadly_item_of_a_map_costs_nothing_that_comes_before_it(medium, chunksize):
     with opened(medium) as executor:
@@ -873,7 +877,7 @@ def test_a_deadly_item_of_a_map_costs_nothing_that_comes_before_it(medium, chunk
         assert list(executor.map(abs, range(3))) == [0, 1, 2]
 
 
-@fresh_on(*PROCESSES)
+@fresh_on(*OWN)
 def test_a_job_goes_before_the_calls_that_wait(medium, gate):
     started, barrier = gate
     with opened(medium) as executor, futures.ThreadPoolExecutor(1) as thread:

@@ -25,9 +25,11 @@ MEDIA = {
     "threads": {"workers": 2, "backend": "threads"},
     "auto": {"workers": 2, "backend": "auto"},
     **{f"processes-{method}": {"workers": 2, "start_method": method} for method in ("fork", "forkserver")},
-    "pool": {"workers": 2, "backend": "pool", "start_method": "forkserver"},
+    "pool": {"workers": 2, "backend": "pool", "start_method": "fork"},
     "joblib": {"workers": 2, "backend": "joblib"},
 }
+# Where an initializer, which a fork has in memory, is pickled.
+FROM_AFAR = {"workers": 2, "backend": "pool", "start_method": "forkserver"}
 METHODS = ("fork", "forkserver", "spawn")
 
 TABLE, SET, SEEN = None, None, []
@@ -95,6 +97,7 @@ def test_an_initializer_runs_once_in_each_worker_before_anything_else(options, l
         begun.add(tuple(where))
 
 
+@pytest.mark.parametrize("options", [*MEDIA.values(), FROM_AFAR], ids=[*MEDIA, "pool-forkserver"])
 def test_what_an_initializer_sets_is_seen_by_calls_and_kernels_that_travel_by_value(options):
     with pc.Executor(**options, initializer=remember, initargs=(7,)) as executor:
         try:
@@ -107,7 +110,7 @@ def test_what_an_initializer_sets_is_seen_by_calls_and_kernels_that_travel_by_va
             remember.__globals__.update(SET=None, SEEN=[])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_a_worker_that_replaces_a_killed_one_is_initialized_too(method, log):
     with pc.Executor(1, start_method=method, initializer=remember, initargs=(7,)) as executor:
         assert executor.submit(lambda: os.path.exists(log.path) or note(log) or os._exit(3)).result()
@@ -168,8 +171,9 @@ def test_a_failed_initializer_breaks_the_executor_as_in_the_standard_library(opt
             assert type(caught.value.__cause__) is LookupError
 
 
-def test_a_job_is_told_first_of_a_failed_initializer(options):
-    with pc.Executor(**options, initializer=fail) as executor, pytest.raises(BrokenExecutor) as caught:
+@pytest.mark.parametrize("medium", ["serial", "threads", "processes-fork", "pool"])
+def test_a_job_is_told_first_of_a_failed_initializer(medium):
+    with pc.Executor(**MEDIA[medium], initializer=fail) as executor, pytest.raises(BrokenExecutor) as caught:
         executor.map_blocks(np.sqrt, np.arange(4.0))
     assert type(caught.value.__cause__) is LookupError
 
@@ -191,9 +195,8 @@ def test_all_pending_calls_hear_of_a_failed_initializer(medium, tmp_path):
     executor.shutdown()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_call_that_has_cost_its_workers_is_a_broken_pool_to_whom_expects_that(method):
-    with pc.Executor(1, start_method=method, retries=1) as executor:
+def test_a_call_that_has_cost_its_workers_is_a_broken_pool_to_whom_expects_that():
+    with pc.Executor(1, retries=1) as executor:
         with pytest.raises(BrokenProcessPool) as caught:
             executor.submit(os._exit, 3).result()
         assert isinstance(caught.value, pc.WorkerLost)
@@ -342,13 +345,12 @@ def test_a_thread_closes_what_it_has_made_itself(log):
     assert {line[1:] for line in lines if line[0] == "made"} == {line[1:] for line in lines if line[0] == "closed"}
 
 
-@pytest.mark.parametrize("method", ["forkserver", "spawn"])
-def test_a_worker_that_leaves_after_its_calls_closes_its_state(method, log):
+def test_a_worker_that_leaves_after_its_calls_closes_its_state(log):
     def made():
         yield 5
         note(log, "closed")
 
-    with pc.Executor(1, start_method=method, max_tasks_per_child=2, state=made) as executor:
+    with pc.Executor(1, max_tasks_per_child=2, state=made) as executor:
         assert [executor.submit(pc.worker_state).result() for _ in range(5)] == [5] * 5
     assert len({pid for _, pid, _ in log.lines()}) == 3
 

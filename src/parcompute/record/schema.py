@@ -97,7 +97,8 @@ def begin(file: Any, experiment: str, text: np.dtype[Any]) -> None:
 
 def renew(file: Any, text: np.dtype[Any]) -> None:
     """Give `runs` of a file of an earlier version the columns that it lacks, so that new rows lose nothing."""
-    if all(name in file["runs"].dtype.names for name, _, _ in FIELDS):
+    present = file["runs"].dtype.names  # read from the file each time it is asked for
+    if all(name in present for name, _, _ in FIELDS):
         return
     earlier, unknown = list(rows(file["runs"])), file["runs"].dtype
     attributes = dict(file["runs"].attrs)
