@@ -25,6 +25,7 @@ import numpy as np
 
 from parcompute.jobs import pickling, variables, world
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
+from parcompute.jobs.outputs import Outputs
 from parcompute.jobs.schedule import BETWEEN, DONE, FAILED, Board, FileClaims, Pass, ThreadClaims
 from parcompute.jobs.setup import Setup, State
 from parcompute.machine import blas, malloc
@@ -98,6 +99,7 @@ def walk(
         started = finished = wall()
         cpu_started = cpu_finished = cpu()
         computed = False
+        _touch(outputs, first, behind)
         for index in range(first, behind):
             if stop[0]:
                 cpu_finished = cpu()
@@ -120,6 +122,7 @@ def walk(
                     shaped(index, outputs.shape_of(result, block))
                     if outputs.arrays is None:
                         return
+                    _touch(outputs, index, behind)
                 if not outputs.store(result, block):
                     odd(index, result)
             except BaseException as error:  # SystemExit too: a kernel that calls sys.exit() has failed
@@ -137,6 +140,13 @@ def walk(
             stamp(chunk, number_of(chunk), worker, attempt, started, finished, cpu_ns, wall())
         if stop[0]:
             return
+
+
+def _touch(outputs: Outputs, first: int, behind: int) -> None:
+    """Have the rows of a chunk mapped here before its blocks write to them, if they are many."""
+    for array in outputs.arrays or ():
+        if array.nbytes > segments.AROUND:
+            shared.touch(array[outputs.span(first, behind)])
 
 
 def main(channel_fd: int, claims_fd: int, *print_fds: int, inherited: Setup | None = None) -> None:
