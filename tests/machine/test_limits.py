@@ -244,6 +244,24 @@ def test_shared_memory_has_a_size_and_a_free_part(made_up):
     assert (memory.shm_bytes, memory.shm_free_bytes) == (4_096_000, 1_024_000)
 
 
+@pytest.mark.parametrize(
+    ("options", "huge"), [("rw,size=1k", "never"), ("rw,huge=within_size,size=1k", "within_size"), (None, "")]
+)
+def test_huge_pages_are_told_as_the_kernel_and_the_last_mount_have_them(tmp_path, options, huge):
+    for name, text in (("enabled", "always [madvise] never\n"), ("shmem_enabled", "always [advise] never\n")):
+        (tmp_path / "sys/kernel/mm/transparent_hugepage").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sys/kernel/mm/transparent_hugepage" / name).write_text(text)
+    (tmp_path / "dev/shm").mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 16777216 kB\n")
+    if options is not None:
+        mounts = [f"30 25 0:27 / /dev/shm rw - tmpfs tmpfs {those}\n" for those in ("rw,huge=always", options)]
+        (tmp_path / "proc/self/mountinfo").write_text("".join(mounts))
+    memory = Memory.read(tmp_path, address_space_bytes=-1)
+    found = (memory.huge_pages, memory.shm_huge_pages, memory.dev_shm_huge_pages)
+    assert found == ("always [madvise] never", "always [advise] never", huge)
+
+
 def answer(program, *before):
     """Run a program, behind a command that limits it, and return what it prints as JSON."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PARCOMPUTE_"))}
