@@ -247,19 +247,13 @@ def test_shared_memory_has_a_size_and_a_free_part(made_up):
 @pytest.mark.parametrize(
     ("options", "huge"), [("rw,size=1k", "never"), ("rw,huge=within_size,size=1k", "within_size"), (None, "")]
 )
-def test_huge_pages_are_told_as_the_kernel_and_the_last_mount_have_them(tmp_path, options, huge):
-    for name, text in (("enabled", "always [madvise] never\n"), ("shmem_enabled", "always [advise] never\n")):
-        (tmp_path / "sys/kernel/mm/transparent_hugepage").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "sys/kernel/mm/transparent_hugepage" / name).write_text(text)
-    (tmp_path / "dev/shm").mkdir(parents=True)
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 16777216 kB\n")
-    if options is not None:
-        mounts = [f"30 25 0:27 / /dev/shm rw - tmpfs tmpfs {those}\n" for those in ("rw,huge=always", options)]
-        (tmp_path / "proc/self/mountinfo").write_text("".join(mounts))
-    memory = Memory.read(tmp_path, address_space_bytes=-1)
+def test_huge_pages_are_told_as_the_kernel_and_the_last_mount_have_them(made_up, options, huge):
+    chosen = "sys/kernel/mm/transparent_hugepage"
+    files = {f"{chosen}/enabled": "[madvise] never", f"{chosen}/shmem_enabled": "[advise] never", "dev/shm/x": ""}
+    mounts = [f"30 25 0:27 / /dev/shm rw - tmpfs tmpfs {those}" for those in ("rw,huge=always", options) if options]
+    memory = Memory.read(made_up({**MEMINFO, **files, "proc/self/mountinfo": "\n".join(mounts)}), -1)
     found = (memory.huge_pages, memory.shm_huge_pages, memory.dev_shm_huge_pages)
-    assert found == ("always [madvise] never", "always [advise] never", huge)
+    assert found == ("[madvise] never", "[advise] never", huge)
 
 
 def answer(program, *before):
