@@ -123,6 +123,26 @@ class Parcompute(Contender):
 
         return samples(lambda: pc.share(source), tasks.same_array(source), fresh=dropped)
 
+    def first_jobs(self, job, backend, again=False):
+        """Jobs of one new worker: on shared arrays, or in this process on private ones."""
+        arrays, check = getattr(tasks, f"{job}_arrays")(np.empty if backend == "serial" else pc.SharedArray.empty)
+        run, executors = getattr(tasks, job), []
+
+        def fresh():
+            while executors:
+                executors.pop().shutdown()
+            executors.append(pc.Executor(1, backend=backend))
+            executors[0].reduce_blocks(nothing, n_items=2, block_items=1)
+            if again:
+                run(executors[0], *arrays)
+            return (executors[0],)
+
+        try:
+            yield from samples(lambda executor: run(executor, *arrays), check, fresh=fresh)
+        finally:
+            while executors:
+                executors.pop().shutdown()
+
     def extra_memory(self, n_bytes):
         n_blocks = 4096
 

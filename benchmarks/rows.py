@@ -136,6 +136,23 @@ def _plain(letter: str, n_blocks: int) -> Row:
     )
 
 
+def _first_touch(letter: str, job: str) -> Row:
+    return Row(
+        f"16{letter}",
+        f"first touch: {job} on shared arrays by one new worker process, against serial on private ones",
+        "ms",
+        MS,
+        (
+            Entry("serial", "parcompute", "first_jobs", {"backend": "serial"}),
+            Entry("parcompute", "parcompute", "first_jobs", {"backend": "processes"}),
+            Entry("parcompute, second job", "parcompute", "first_jobs", {"backend": "processes", "again": True}),
+        ),
+        (AtMostTimes("parcompute", 1.1, ("serial",)),),
+        {"job": job},
+        each_s=10,
+    )
+
+
 ROWS = (
     Row(
         "1",
@@ -318,4 +335,6 @@ ROWS = (
         timeout_s=90,
         is_time=False,
     ),
+    _first_touch("a", "triad"),
+    _first_touch("b", "fft2"),
 )

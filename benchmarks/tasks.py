@@ -77,6 +77,62 @@ def ranges(n_blocks, n_tasks=64):
     return list(itertools.pairwise(np.linspace(0, n_blocks, min(n_tasks, n_blocks) + 1).astype(int).tolist()))
 
 
+# --- arrays that are read and written in turn --------------------------------------------------------------
+
+
+def fill(value, out):
+    out[...] = value
+
+
+def scaled_sum(b, c, q, out):
+    np.multiply(c, q, out=out)
+    out += b
+
+
+def triad(executor, a, b, c):
+    """Go over three arrays as STREAM does."""
+    for x in a, b:
+        executor.map_blocks(fill, n_items=len(x), out=x, args=(2.0,))
+    for target, x, y, q in (c, a, b, 0.0), (b, c, a, 2.0), (c, a, b, 1.0), (a, b, c, 3.0):
+        executor.map_blocks(scaled_sum, x, y, out=target, args=(q,))
+    return a, b, c
+
+
+def along_rows(rows):
+    return np.fft.fft(rows, axis=1)
+
+
+def along_columns(field, block, out):
+    out[...] = along_rows(np.ascontiguousarray(field[:, block.start : block.stop].T))
+
+
+def fft2(executor, field, between, result):
+    """Transform rows, then columns, which transposes the field."""
+    executor.map_blocks(along_rows, field, out=between)
+    return executor.map_blocks(along_columns, n_items=len(field), block_items=16, out=result, args=(between,))
+
+
+def triad_arrays(empty):
+    """Return three arrays of 64 MiB, written before, and the check of what `triad` makes of them."""
+    arrays = [empty(N_VALUES // 4) for _ in "abc"]
+    for x in arrays:
+        x[:] = 1.0
+    return arrays, _check_triad
+
+
+def fft2_arrays(empty):
+    """Return a field of 64 MiB and two places for transforms, written before, and the check of `fft2`."""
+    arrays = [empty((2048, 2048), complex) for _ in range(3)]
+    for x in arrays:
+        x[:] = np.random.default_rng(20).random((2048, 2048))
+    return arrays, same_array(along_rows(np.ascontiguousarray(along_rows(arrays[0]).T)))
+
+
+def _check_triad(answer):
+    for x, expected in zip(answer, (30.0, 6.0, 8.0), strict=True):
+        equal_to((expected, expected))((float(x.min()), float(x.max())))
+
+
 # --- Monte Carlo -------------------------------------------------------------------------------------------
 
 

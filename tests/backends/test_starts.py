@@ -11,6 +11,7 @@ import pytest
 
 import parcompute as pc
 from parcompute.backends.processes import crew
+from parcompute.machine import blas
 from parcompute.workers import worker
 
 # The workers of a test session can import the package, but not its tests.
@@ -80,3 +81,8 @@ def test_where_none_is_left_it_is_given_up(broken, verb):
             work(executor) if verb == "job" else executor.submit(abs, -1).result()
         broken.unlink()
         assert work(executor, 4)[0] == 4
+
+
+def test_forked_workers_have_the_numeric_libraries_as_this_process_has_found_them():
+    with pc.Executor(2, start_method="fork") as executor:
+        assert {executor.submit(lambda: id(blas._found[1])).result() for _ in range(2)} == {id(blas._found[1])}

@@ -244,6 +244,18 @@ def test_shared_memory_has_a_size_and_a_free_part(made_up):
     assert (memory.shm_bytes, memory.shm_free_bytes) == (4_096_000, 1_024_000)
 
 
+@pytest.mark.parametrize(
+    ("options", "huge"), [("rw,size=1k", "never"), ("rw,huge=within_size,size=1k", "within_size"), (None, "")]
+)
+def test_huge_pages_are_told_as_the_kernel_and_the_last_mount_have_them(made_up, options, huge):
+    chosen = "sys/kernel/mm/transparent_hugepage"
+    files = {f"{chosen}/enabled": "[madvise] never", f"{chosen}/shmem_enabled": "[advise] never", "dev/shm/x": ""}
+    mounts = [f"30 25 0:27 / /dev/shm rw - tmpfs tmpfs {those}" for those in ("rw,huge=always", options) if options]
+    memory = Memory.read(made_up({**MEMINFO, **files, "proc/self/mountinfo": "\n".join(mounts)}), -1)
+    found = (memory.huge_pages, memory.shm_huge_pages, memory.dev_shm_huge_pages)
+    assert found == ("[madvise] never", "[advise] never", huge)
+
+
 def answer(program, *before):
     """Run a program, behind a command that limits it, and return what it prints as JSON."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PARCOMPUTE_"))}

@@ -285,6 +285,81 @@ def test_one_segment_is_mapped_once_per_process(other):
 
 
 @linux
+def test_an_array_that_is_read_and_then_written_is_mapped_once(other):
+    x = pc.share(np.zeros(10))
+    read_only = x[:]
+    read_only.flags.writeable = False
+
+    def addresses(*arrays):
+        return [(array.__array_interface__["data"][0], array.flags.writeable) for array in arrays]
+
+    (first, *flags), (second, *others) = other.run(addresses, read_only, x)
+    assert first == second
+    assert (flags, others) == ([False], [True])
+
+
+N_PAGES = 1024
+
+
+def faults_of_writing(x, touching):
+    import resource
+
+    from parcompute.memory import shared
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    if touching:
+        shared.touch(x)
+        assert (np.asarray(x) == 1).all()
+    x[:] = 2
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@linux
+def test_touched_rows_are_written_with_a_fraction_of_the_faults(other):
+    x = pc.share(np.ones(N_PAGES * 512))
+    assert other.run(faults_of_writing, x, True) < N_PAGES / 4
+    assert (x == 2).all()
+
+
+@pytest.mark.parametrize(
+    "rows", [np.ones(N_PAGES * 512), pc.share(np.ones((0, 3))), pc.share(np.ones((600, 600)))[:, ::2]]
+)
+def test_what_cannot_be_touched_stays_as_it_is(rows):
+    before = rows.copy()
+    shared.touch(rows)
+    assert np.array_equal(rows, before)
+
+
+def counted():
+    import re
+    import resource
+    from pathlib import Path
+
+    kib = int(re.search(r"RssShmem:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt, kib * 1024
+
+
+def numbers(block, out):
+    out[:] = np.arange(block.start, block.stop)
+
+
+@linux
+@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
+def test_a_worker_faults_its_rows_in_by_many_pages_and_no_others(start_method):
+    whole = pc.share(np.ones(2 * N_PAGES * 512))
+    half = whole[N_PAGES * 512 :]
+    with pc.Executor(1, start_method=start_method) as executor:
+        executor.map_blocks(numbers, n_items=10, dtype=float, item_shape=())
+        n_faults, n_bytes = executor.submit(counted).result()
+        executor.map_blocks(numbers, n_items=len(half), out=half)
+        n_faults, n_bytes = np.subtract(executor.submit(counted).result(), (n_faults, n_bytes))
+    assert n_faults < N_PAGES / 2
+    assert n_bytes < 1.25 * half.nbytes
+    assert np.array_equal(half, np.arange(N_PAGES * 512))
+    assert (whole[: N_PAGES * 512] == 1).all()
+
+
+@linux
 def test_a_forked_child_shares_too():
     x = pc.share(np.zeros(2))
     if (pid := os.fork()) == 0:

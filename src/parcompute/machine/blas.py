@@ -72,6 +72,11 @@ def variables(n_threads: int | None) -> dict[str, str]:
     return {} if n_threads is None else dict.fromkeys(VARIABLES, str(n_threads))
 
 
+def find() -> None:
+    """Find the libraries that are loaded: processes that are forked from this one need not look for them."""
+    _controller()
+
+
 def limit(n_threads: int | None) -> Any:
     """Limit the libraries that are loaded, for good; return what threadpoolctl knows of them."""
     controller = _controller()

@@ -211,6 +211,11 @@ class Memory:
         What it may still take now, in bytes, without swapping or being killed.
     shm_bytes, shm_free_bytes : int
         Size and free space of ``/dev/shm``; -1 where there is none.
+    huge_pages, shm_huge_pages : str
+        Whether the kernel makes huge pages of private memory, and of shared memory that is no file, as it writes it:
+        its choice in brackets; empty where it does not tell.
+    dev_shm_huge_pages : str
+        Whether it makes them of files in ``/dev/shm``, where shared arrays lie: the mount's option ``huge``.
     """
 
     total_bytes: int
@@ -218,6 +223,9 @@ class Memory:
     available: Bound
     shm_bytes: int
     shm_free_bytes: int
+    huge_pages: str
+    shm_huge_pages: str
+    dev_shm_huge_pages: str
 
     @classmethod
     def read(
@@ -246,7 +254,26 @@ class Memory:
         except OSError:
             size = free = -1
         limits, available = zip(physical, *_memory_limits(root), _address_space(root, address_space_bytes), strict=True)
-        return cls(_number(physical[0]), Bound.smallest(limits), Bound.smallest(available), size, free)
+        chosen = Path(root) / "sys/kernel/mm/transparent_hugepage"
+        return cls(
+            total_bytes=_number(physical[0]),
+            limit=Bound.smallest(limits),
+            available=Bound.smallest(available),
+            shm_bytes=size,
+            shm_free_bytes=free,
+            huge_pages=procfs.text(chosen / "enabled"),
+            shm_huge_pages=procfs.text(chosen / "shmem_enabled"),
+            dev_shm_huge_pages=_dev_shm_huge_pages(Path(root)) if size >= 0 else "",
+        )
+
+
+def _dev_shm_huge_pages(root: Path) -> str:
+    # "30 25 0:27 / /dev/shm rw - tmpfs tmpfs rw,huge=always"; what is mounted last is what is seen.
+    mounts = [line.split() for line in procfs.text(root / "proc/self/mountinfo").splitlines()]
+    options = [mount[-1].split(",") for mount in mounts if len(mount) > 4 and mount[4] == "/dev/shm"]
+    if not options:
+        return ""
+    return next((option.removeprefix("huge=") for option in options[-1] if option.startswith("huge=")), "never")
 
 
 def _physical(root: Path) -> tuple[Limit, Limit]:

@@ -125,7 +125,7 @@ def _rows(machine: Machine) -> Iterator[tuple[str, str, str]]:
         each = f"each, {len(cache.shared_by)} of them: {_sets_told(cache.shared_by)}"
         yield f"cache {cache.name}", f"{cache.size_bytes // 1024:,} KiB", each
     yield "frequency", _mhz(t.mhz), f"mean now; highest {_mhz(t.max_mhz)}, governor {t.governor or 'unknown'}"
-    m = machine.memory
+    m, unknown = machine.memory, "unknown"
     yield "memory", mib(m.total_bytes), "of the machine"
     for name, bound in (("memory limit", m.limit), ("memory available", m.available)):
         yield name, mib(bound.n), bound.reason
@@ -136,6 +136,8 @@ def _rows(machine: Machine) -> Iterator[tuple[str, str, str]]:
         mib(m.shm_bytes) if m.shm_bytes >= 0 else "–",
         (f"{mib(m.shm_free_bytes)} of it free" if m.shm_bytes >= 0 else "there is none"),
     )
+    yield "huge pages", "", f"private memory {m.huge_pages or unknown}; shared memory {m.shm_huge_pages or unknown}"
+    yield "  in /dev/shm", "", m.dev_shm_huge_pages or unknown
     for blas in machine.blas:
         yield f"{blas.kind} threads", str(blas.n_threads), " ".join([blas.vendor, blas.version, blas.architecture])
     yield "container", "", machine.container or "no mark of one"

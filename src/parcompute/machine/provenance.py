@@ -91,7 +91,9 @@ class Provenance:
     memory_limit_reason: str = _varies("", "which limit decided on it")
     memory_available_bytes: int = _varies(-1, "what it could still take at the start")
     shm_bytes: int = _varies(-1, "size of /dev/shm")
-    transparent_hugepages: str = _condition("", "the kernel's choice, in brackets")
+    transparent_hugepages: str = _condition("", "the kernel's choice for private memory, in brackets")
+    shm_hugepages: str = _condition("", "its choice for shared memory that is no file, in brackets")
+    dev_shm_hugepages: str = _condition("", "option huge of the mount of /dev/shm, where shared arrays lie")
     kernel: str = _condition("", "system and its release")
     container: str = _condition("", "marks of a container")
     hypervisor: str = _condition("", "marks of a virtual machine")
@@ -228,7 +230,9 @@ class Provenance:
                 "memory_limit_reason": memory.limit.reason,
                 "memory_available_bytes": memory.available.n,
                 "shm_bytes": memory.shm_bytes,
-                "transparent_hugepages": procfs.text(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
+                "transparent_hugepages": memory.huge_pages,
+                "shm_hugepages": memory.shm_huge_pages,
+                "dev_shm_hugepages": memory.dev_shm_huge_pages,
                 "kernel": f"{platform.system()} {platform.release()}",
                 "container": machine.container,
                 "hypervisor": machine.hypervisor,

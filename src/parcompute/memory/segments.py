@@ -74,6 +74,9 @@ class Reference(NamedTuple):
 
 _S = TypeVar("_S", bound="Segment")
 
+# A fault that reads maps the pages around it, of so many bytes together, and writable; one that writes maps one page.
+AROUND = 2**16
+
 # Bytes, and the place in a segment that they go to.
 Contents = Sequence[tuple[int, memoryview]]
 
@@ -95,11 +98,10 @@ class Segment(mmap.mmap):
     _owned: SharedMemory | None
 
     @classmethod
-    def _map(cls: type[_S], fd: int, n_bytes: int, writeable: bool, private: bool = False) -> _S:
-        prot = mmap.PROT_READ | (mmap.PROT_WRITE if writeable or private else 0)
+    def _map(cls: type[_S], fd: int, n_bytes: int, private: bool = False) -> _S:
         options = {"trackfd": False} if DESCRIPTORS_EACH == 1 else {}
         flags = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
-        segment = cls(fd, n_bytes, flags=flags, prot=prot, **options)
+        segment = cls(fd, n_bytes, flags=flags, **options)
         status = os.fstat(fd)
         segment.device, segment.inode = status.st_dev, status.st_ino
         segment.address = np.frombuffer(segment, np.uint8).__array_interface__["data"][0]
@@ -131,7 +133,7 @@ class Segment(mmap.mmap):
                 fd, owned = file.fd, file.owned = _open_new(n_bytes)
             if owned is None:
                 _reserve(fd, n_bytes, contents)
-            segment = cls._map(fd, n_bytes, writeable=True)
+            segment = cls._map(fd, n_bytes)
             if owned is not None:
                 segment.fill(contents)
             segment.pid, segment.descriptor, segment._owned = os.getpid(), fd, owned
@@ -141,37 +143,46 @@ class Segment(mmap.mmap):
         except BaseException:  # Ctrl-C, at any line
             file.release()
             raise
-        _mapped[segment.inode, True] = segment
+        _mapped[segment.inode] = segment
         return segment
 
     def fill(self, contents: Contents) -> None:
         """Write each content to its place."""
         for at, content in contents:
+            self.touch(at, at + len(content))
             self[at : at + len(content)] = content
 
+    def touch(self, first: int, stop: int) -> None:
+        """Map the pages of these bytes, which are about to be written: one fault for sixteen pages, not for each."""
+        if stop - first > AROUND:
+            np.frombuffer(self, np.uint8)[first:stop:AROUND].max()
+
     @classmethod
-    def attach(cls, reference: Reference, *, writeable: bool, private: bool = False) -> Segment:
+    def attach(cls, reference: Reference) -> Segment:
         """Map the segment of a reference in this process; again and again it is the same mapping, unless it is private.
+
+        An input of one job is the output of the next, so it can be written to also where the reference says read-only.
 
         Raises
         ------
         ReferenceError
             If the creator has released the array or ended.
         """
-        known = None if private else _mapped.get((reference.inode, writeable))
+        private = reference.private
+        known = None if private else _mapped.get(reference.inode)
         if known is not None and known.device == reference.device:
             return known
         if reference.name:  # no /proc here: the name is the reference
             holder = _shared_memory(reference.name)
             try:
-                segment = cls._map(holder._fd, reference.segment_bytes, writeable, private)  # type: ignore[attr-defined]
+                segment = cls._map(holder._fd, reference.segment_bytes, private)  # type: ignore[attr-defined]
             finally:
                 holder.close()
         else:
             try:
                 fd = os.open(
                     f"/proc/{reference.pid}/fd/{reference.descriptor}",
-                    (os.O_RDWR if writeable and not private else os.O_RDONLY) | os.O_CLOEXEC,
+                    (os.O_RDONLY if private else os.O_RDWR) | os.O_CLOEXEC,
                 )
             except OSError as error:
                 raise _released(reference) from error
@@ -179,20 +190,20 @@ class Segment(mmap.mmap):
                 status = os.fstat(fd)
                 if (status.st_dev, status.st_ino) != (reference.device, reference.inode):
                     raise _released(reference)
-                segment = cls._map(fd, reference.segment_bytes, writeable, private)
+                segment = cls._map(fd, reference.segment_bytes, private)
             finally:
                 os.close(fd)
         # What is attached stays the creator's: pickled again, it goes out under the creator's reference.
         segment.pid, segment.descriptor, segment.name = reference.pid, reference.descriptor, reference.name
         if not private:
-            _mapped[segment.inode, writeable] = segment
+            _mapped[segment.inode] = segment
             if _holding:
-                _held[segment.inode, writeable] = segment
+                _held[segment.inode] = segment
         return segment
 
 
 # One mapping per segment and process: an input that ten jobs refer to is mapped once.
-_mapped: weakref.WeakValueDictionary[tuple[int, bool], Segment] = weakref.WeakValueDictionary()
+_mapped: weakref.WeakValueDictionary[int, Segment] = weakref.WeakValueDictionary()
 
 
 def descriptors_left() -> bool:
@@ -203,7 +214,7 @@ def descriptors_left() -> bool:
 
 # ── mappings that a worker holds from job to job ──────────────────────────────────────────────────────
 
-_held: dict[tuple[int, bool], Segment] = {}
+_held: dict[int, Segment] = {}
 _holding = False
 
 
@@ -221,13 +232,12 @@ def holding() -> Iterator[None]:
 def release_mappings(inodes: Iterable[int]) -> None:
     """Let go of the segments with these inodes."""
     for inode in inodes:
-        for writeable in (False, True):
-            _held.pop((inode, writeable), None)
+        _held.pop(inode, None)
 
 
 def gone(inodes: Iterable[int]) -> set[int]:
     """Return those of these segments that this process has no more, so that nobody needs to have them mapped."""
-    return {inode for inode in inodes if not ((inode, True) in _mapped or (inode, False) in _mapped)}
+    return {inode for inode in inodes if inode not in _mapped}
 
 
 def _shared_memory(*args: Any, **options: Any) -> SharedMemory:

@@ -19,7 +19,17 @@ import numpy.typing as npt
 from parcompute.memory.leases import Lease, lease
 from parcompute.memory.segments import Reference, Segment, SharedMemoryFull
 
-__all__ = ["Arena", "Reference", "SharedArray", "SharedMemoryFull", "attach", "reference", "segment_of", "share"]
+__all__ = [
+    "Arena",
+    "Reference",
+    "SharedArray",
+    "SharedMemoryFull",
+    "attach",
+    "reference",
+    "segment_of",
+    "share",
+    "touch",
+]
 
 
 class SharedArray(np.ndarray[Any, np.dtype[Any]]):
@@ -163,7 +173,7 @@ def attach(where: Reference) -> SharedArray:
     ReferenceError
         If the creator has released the array or ended, or the reference leads out of the segment.
     """
-    segment = Segment.attach(where, writeable=where.writeable, private=where.private)
+    segment = Segment.attach(where)
     # NumPy checks it too, but in 64 bits: strides large enough come round, and point anywhere.
     first = last = where.offset
     for n, stride in zip(where.shape, where.strides, strict=True):
@@ -172,9 +182,21 @@ def attach(where: Reference) -> SharedArray:
         min(where.shape, default=1) > 0 <= first <= last + where.dtype.itemsize <= len(segment)
     ):
         raise ReferenceError(f"the reference to an array of shape {where.shape} leads out of its memory; make it anew")
-    array = SharedArray(where.shape, where.dtype, segment, where.offset, where.strides)
-    array.flags.writeable = where.writeable or where.private
-    return array
+    buffer: Any = segment
+    if not (where.writeable or where.private):  # by way of an array, since NumPy looks for what is below a memoryview
+        buffer = np.frombuffer(memoryview(segment).toreadonly(), np.uint8)
+    return SharedArray(where.shape, where.dtype, buffer, where.offset, where.strides)
+
+
+def touch(rows: npt.NDArray[Any]) -> None:
+    """Map rows that are about to be written, at a sixteenth of the page faults, if they lie in shared memory.
+
+    Nothing is written, and what is not near these rows stays as it is.
+    """
+    segment = segment_of(rows)
+    if segment is not None and rows.flags.c_contiguous:
+        first = rows.__array_interface__["data"][0] - segment.address
+        segment.touch(first, first + rows.nbytes)
 
 
 class Arena:

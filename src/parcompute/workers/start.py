@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from parcompute.machine import signals
+from parcompute.machine import blas, signals
 from parcompute.workers import exits, lifeline, surroundings
 
 METHODS = ("fork", "forkserver", "spawn")
@@ -121,6 +121,7 @@ def start(
             for stream in (sys.stdout, sys.stderr):
                 if stream is not None:
                     stream.flush()
+            blas.find()
             pid = os.fork()
             if pid == 0:
                 exits.forget()
@@ -321,12 +322,14 @@ def _serve(preload: str, fds: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for module in preload.split(","):
         importlib.import_module(module)
+    blas.find()
     end = socket.socket(fileno=fds[0])
     os.close(fds[1])
     answered = False
     while True:
         if answered and _LOADED_IDLE not in sys.modules and not select.select([end], [], [], _IDLE_S)[0]:
             importlib.import_module(_LOADED_IDLE)
+            blas.find()
         question: bytes = b""
         passed: list[int] = []
         with contextlib.suppress(ConnectionError):  # the parent has gone, without taking the last answer

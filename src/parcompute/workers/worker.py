@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from parcompute.jobs import pickling, variables, world
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
+from parcompute.jobs.outputs import Outputs
 from parcompute.jobs.schedule import BETWEEN, DONE, FAILED, Board, FileClaims, Pass, ThreadClaims
 from parcompute.jobs.setup import Setup, State
 from parcompute.machine import blas, malloc
@@ -97,12 +98,15 @@ def walk(
     current, since_ns, done, stop, stamp = board.current, board.since_ns, board.done_marks, board.stop_mark, board.stamp
     timed = job.block_timeout_s is not None
     wall, cpu = time.perf_counter_ns, time.thread_time_ns
+    many = _many(outputs, job.plan.n_blocks)
     current[worker] = BETWEEN
     for chunk in pass_.claimed(worker, claims):
         first, behind = firsts[chunk], stops[chunk]
         started = finished = wall()
         cpu_started = cpu_finished = cpu()
         computed = False
+        if behind - first >= many:
+            _touch(outputs, first, behind)
         for index in range(first, behind):
             if stop[0]:
                 cpu_finished = cpu()
@@ -125,6 +129,9 @@ def walk(
                     shaped(index, outputs.shape_of(result, block))
                     if outputs.arrays is None:
                         return
+                    many = _many(outputs, job.plan.n_blocks)
+                    if behind - index >= many:
+                        _touch(outputs, index, behind)
                 if not outputs.store(result, block):
                     odd(index, result)
             except BaseException as error:  # SystemExit too: a kernel that calls sys.exit() has failed
@@ -142,6 +149,17 @@ def walk(
             stamp(chunk, number_of(chunk), worker, attempt, started, finished, cpu_ns, wall())
         if stop[0]:
             return
+
+
+def _many(outputs: Outputs, n_blocks: int) -> int:
+    """Return how many blocks have more rows than one page fault maps."""
+    return 1 + segments.AROUND * n_blocks // max([1, *(array.nbytes for array in outputs.arrays or ())])
+
+
+def _touch(outputs: Outputs, first: int, behind: int) -> None:
+    """Have the rows of these blocks mapped here before they are written."""
+    for array in outputs.arrays or ():
+        shared.touch(array[outputs.span(first, behind)])
 
 
 def main(channel_fd: int, claims_fd: int, *print_fds: int, inherited: Setup | None = None) -> None:
