@@ -32,7 +32,7 @@ from parcompute.jobs import outputs, partials, schedule
 from parcompute.machine import blas, cgroups, limits, topology
 from parcompute.memory import leases
 from parcompute.values import blocks
-from parcompute.workers import start, worker
+from parcompute.workers import desk, start, worker
 
 # The workers of a test session can import the package, but not its tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -250,7 +250,7 @@ def around(kind, when):
             spring()
         return None
 
-    return lambda spring: wrap(worker._Desk, "_send", functools.partial(send, spring))
+    return lambda spring: wrap(desk.Desk, "_send", functools.partial(send, spring))
 
 
 TRAPS = {
@@ -393,7 +393,7 @@ def test_block_0_that_dies_while_the_others_wait_for_its_shape_keeps_nobody_wait
             if message[0] == "shape" and message[2]:
                 waits.go()
 
-        wrap(worker._Desk, "_send", send)
+        wrap(desk.Desk, "_send", send)
 
     teller = TellWhoWaits()
 

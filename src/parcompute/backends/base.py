@@ -160,7 +160,7 @@ class Call:
 
 
 def settle(future: Future[Any], returned: bool, pickled: bytes) -> None:
-    """Give a future what `parcompute.workers.worker.run_call` has sent."""
+    """Give a future what `parcompute.workers.desk.run_call` has sent."""
     try:
         answer = pickle.loads(pickled)
         error = None if returned else answer.called()

@@ -35,7 +35,7 @@ from parcompute.jobs.setup import Packed
 from parcompute.machine import blas, signals
 from parcompute.memory import shared, sources
 from parcompute.values.timeline import Timeline
-from parcompute.workers import surroundings, worker
+from parcompute.workers import desk, surroundings
 
 
 class Joblib(CountsDone, StoresHere):
@@ -194,7 +194,7 @@ def _at(setup: Packed | None) -> contextlib.AbstractContextManager[None]:
 
 def _call(setup: Packed | None, pickled: bytes) -> tuple[bool, bytes, bool]:
     with _at(setup):
-        return worker.run_call(pickled)
+        return desk.run_call(pickled)
 
 
 # Of the jobs of all executors: they share joblib's workers.

@@ -42,7 +42,7 @@ from parcompute.jobs.setup import Packed, Setup
 from parcompute.machine import blas, signals
 from parcompute.memory import shared
 from parcompute.values.timeline import Timeline
-from parcompute.workers import surroundings, worker
+from parcompute.workers import desk, surroundings
 
 # How often the caller looks whether all workers live.
 _LOOK_S = 0.2
@@ -351,7 +351,7 @@ def _chunk(number: int, pickled: shared.SharedArray, task: tuple[int, tuple[int,
 
 def _call(pickled: bytes) -> tuple[bool, bytes, bool]:
     with tasks.at(_place):
-        return worker.run_call(pickled)
+        return desk.run_call(pickled)
 
 
 def _who(_: int) -> int:

@@ -21,7 +21,7 @@ from parcompute.jobs.schedule import WAITING, Board, Pass, ThreadClaims
 from parcompute.jobs.setup import State
 from parcompute.machine import blas, signals
 from parcompute.values.timeline import Timeline
-from parcompute.workers.worker import walk
+from parcompute.workers.walk import walk
 
 
 class Threads(CountsDone, StoresHere):

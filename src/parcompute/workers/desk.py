@@ -1,0 +1,231 @@
+"""What a worker process does on each message of its parent, and what it remembers from one to the next."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import pickle
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from parcompute.jobs import pickling, world
+from parcompute.jobs.job import Failure, Job, is_ctrl_c
+from parcompute.jobs.schedule import Board, FileClaims, Pass
+from parcompute.jobs.setup import Setup, State
+from parcompute.memory import segments, shared
+from parcompute.workers import exits
+from parcompute.workers.walk import walk
+
+# What is remembered of the last jobs: inputs and outputs in shared memory, each a message of so many bytes at most.
+_REMEMBERED, _SHORT_BYTES = 8, 2**14
+
+
+class Desk:
+    """What a worker does on each kind of message."""
+
+    def __init__(
+        self,
+        channel: Connection,
+        claims: FileClaims,
+        first_worker: int,
+        n_threads: int,
+        cpus: frozenset[int] | None,
+        setup: Setup,
+    ) -> None:
+        self.channel, self.claims, self.cpus = channel, claims, cpus
+        self.first_worker, self.n_threads = first_worker, n_threads
+        self.states = [State(setup.state) for _ in range(n_threads)]
+        self.job: Job | None = None
+        self.number = -1  # of the job
+        self.key = -1
+        self.program: Any = None  # what it shares with the jobs before and after it
+        self.known: dict[bytes, Any] = {}  # what the last few messages have had unpickled
+        self.board = b""
+        self.attached: Board | None = None
+        self.told: bytes | None = None  # of the caller's settings, with the job
+        self.sending, self.receiving = threading.Lock(), threading.Lock()
+
+    def walk(
+        self,
+        number: int,
+        parcel: tuple[int, bytes, bytes, int | None, bool],
+        told: bytes | None,
+        arrays: bytes | None,
+        pass_: Any,
+        board: bytes,
+        gone: set[int],
+    ) -> None:
+        """Take part in a pass."""
+        try:
+            with segments.holding():
+                if number != self.number:
+                    if gone:
+                        self.known.clear()
+                    self._open(parcel, told)
+                    self.number = number
+                if board != self.board:
+                    self.board, self.attached = b"", None
+                    self.board, self.attached = board, Board.attached(board)
+                self._attach(arrays)
+            segments.release_mappings(gone)
+            pass_number, n_chunks, lost, alone = pass_
+            walked = Pass(pass_number, n_chunks, self.program.plan, lost, alone)
+            keep_to(self.cpus)
+        except BaseException as error:  # say what cannot be had here; the job cannot run on any worker
+            self._send("failed", number, Failure.before_blocks(error))
+            self._send("end", number)
+            return
+        first, lanes = self.first_worker, []
+        with world.under(self.told):
+            for worker in range(first + 1, first + (1 if alone else self.n_threads)):
+                lane = threading.Thread(target=self._lane, args=(number, walked, worker))
+                try:
+                    lane.start()
+                except RuntimeError:  # the system gives no more threads; those that there are do its part
+                    break
+                lanes.append(lane)
+            self._lane(number, walked, first)
+            for lane in lanes:
+                lane.join()
+        exits.flush()
+        self._send("end", number)
+
+    def _open(self, parcel: tuple[int, bytes, bytes, int | None, bool], told: bytes | None) -> None:
+        """Have the job of a `parcompute.backends.processes.parcels.Parcel`, as far as it is not here already."""
+        key, program, data, seed, stays = parcel
+        self.job, self.number = None, -1
+        world.arrive(told)
+        if key != self.key:
+            self.key, self.program = -1, None
+            self.key, self.program = key, pickling.loads(program)
+        inputs = self._known(data, pickling.loads, stays)
+        self.job = replace(self.program, inputs=tuple(inputs), seed=seed, outputs=copy.copy(self.program.outputs))
+        self.told = told
+
+    def _known(self, pickled: bytes, loads: Callable[[bytes], Any], stays: bool = True) -> Any:
+        """Return what is unpickled, the same objects as a few jobs before."""
+        if pickled in self.known:
+            return self.known[pickled]
+        value = loads(pickled)
+        if stays and len(pickled) <= _SHORT_BYTES:
+            while len(self.known) >= _REMEMBERED:
+                del self.known[next(iter(self.known))]
+            self.known[pickled] = value
+        return value
+
+    def forget(self, gone: set[int]) -> None:
+        """Let go of the job, and of what it maps and the caller has no more: the next one may use the other arrays."""
+        self.job, self.number = None, -1
+        self.key, self.program = -1, None
+        self.known.clear()
+        segments.release_mappings(gone)
+
+    def arrays(self, number: int, arrays: Any) -> None:
+        """Nothing: an answer to a question that was settled meanwhile."""
+
+    def call(self, number: int, pickled: bytes) -> None:
+        """Run a submitted call and send what it returned or raised."""
+        with self.states[0].here():
+            result = run_call(pickled)
+        exits.flush()  # whoever takes the result finds what was printed before it
+        self._send("result", number, *result)
+
+    def leave(self) -> None:
+        """Close what the threads of this worker keep."""
+        for state in self.states:
+            state.close()
+
+    def _lane(self, number: int, pass_: Pass, worker: int) -> None:
+        assert self.job is not None
+        assert self.attached is not None
+        outputs, board = self.job.outputs, self.attached
+
+        def shaped(index: int, shape: Any) -> None:
+            pickled = pickling.dumps_back(shape)
+            pickle.loads(pickled)  # if it cannot be rebuilt, that is the failure of this block
+            if index == 0 or not self.channel.poll():
+                self._send("shape", number, index, pickled)
+            with self.receiving:  # one thread waits for the answer of all
+                if outputs.arrays is None and not board.stopped:
+                    answer = self.channel.recv()
+                    assert answer[:2] == ("arrays", number)
+                    self._attach(answer[2])
+
+        def odd(index: int, result: Any) -> None:
+            self._send("odd", number, index, pickling.dumps_back(result))
+
+        def failed(failure: Failure) -> None:
+            self._send("failed", number, failure)
+
+        try:
+            with self.states[worker - self.first_worker].here():
+                world.run_as(self.told, walk, self.job, pass_, board, self.claims, worker, shaped, odd, failed)
+        except BaseException as error:  # outside any block: a file cannot be opened, memory is short
+            if is_ctrl_c(error):
+                raise
+            failed(Failure.before_blocks(error))
+
+    def _attach(self, arrays: bytes | None) -> None:
+        assert self.job is not None
+        if arrays is None:
+            return
+        with segments.holding():
+            shape, outputs = self._known(arrays, _attached)
+        left = iter(outputs)
+        self.job.outputs.allocate(shape, lambda *_: next(left))
+
+    def _send(self, *message: Any) -> None:
+        with self.sending:
+            self.channel.send(message)
+
+
+def _attached(arrays: bytes) -> tuple[Any, list[npt.NDArray[Any]]]:
+    shape, places = pickle.loads(arrays)
+    return shape, [shared.attach(place).view(np.ndarray) for place in places]
+
+
+def run_call(pickled: bytes) -> tuple[bool, bytes, bool]:
+    """Run a call that has travelled.
+
+    Parameters
+    ----------
+    pickled : bytes
+        Of ``(function, args, kwargs)``, by `parcompute.backends.base.Call.pickled`.
+
+    Returns
+    -------
+    (bool, bytes, bool)
+        Whether it returned; the pickled result, or else a pickled `Failure`; and whether nothing has kept the arrays
+        that it was lent.
+    """
+    lent: list[weakref.ref[segments.Segment]] = []
+    answer = _called(pickled, lent)
+    if pickling.still_lent(lent):
+        gc.collect()
+    return *answer, not pickling.still_lent(lent)
+
+
+def _called(pickled: bytes, lent: list[weakref.ref[segments.Segment]]) -> tuple[bool, bytes]:
+    try:
+        told, ((function, args, kwargs), lent[:]) = world.unpack(pickled, pickling.loads_watched)
+        with world.under(told):
+            result = world.run_as(told, function, *args, **kwargs)
+        return True, pickling.dumps_back(result)
+    except BaseException as error:
+        if is_ctrl_c(error):
+            raise
+        return False, pickle.dumps(Failure.before_blocks(error))
+
+
+def keep_to(cpus: frozenset[int] | None) -> None:
+    """Set the affinity mask again if something has changed it: some libraries shrink it when they are loaded."""
+    if cpus is not None and os.sched_getaffinity(0) != cpus:
+        os.sched_setaffinity(0, cpus)
