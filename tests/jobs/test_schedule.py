@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from parcompute.jobs import schedule
 from parcompute.jobs.schedule import NO_BLOCK, Board, FileClaims, Pass, ThreadClaims, rows_for
-from parcompute.memory import shared
 from parcompute.values.blocks import Plan
 
 plans = st.builds(
@@ -228,8 +227,7 @@ def test_rows_are_taken_once():
 
 def test_who_attaches_a_shared_board_sees_the_marks_of_the_others():
     board = Board.in_shared_memory(2, 5, 3)
-    sizes, place = board.reference()
-    other = Board(*sizes, shared.attach(place).view(np.ndarray))
+    other = Board.attached(board.reference)
     other.done_marks[3] = 1
     other.current[1] = 4
     other.stamp(2, 2, 1, 0, 10, 20, 5, 30)
@@ -238,6 +236,19 @@ def test_who_attaches_a_shared_board_sees_the_marks_of_the_others():
     assert board.unfinished().tolist() == [0, 1, 2, 4]
     assert list(board.current) == [NO_BLOCK, 4]
     assert board.take_rows()["chunk"].tolist() == [2]
+
+
+def test_a_cleared_board_is_as_new():
+    board = Board(2, 5, 3)
+    board.done_marks[3] = 1
+    board.current[1] = 4
+    board.stamp(2, 2, 1, 0, 10, 20, 5, 30)
+    board.stop()
+    board.clear()
+    assert not board.stopped
+    assert len(board.unfinished()) == 5
+    assert list(board.current) == [NO_BLOCK] * 2
+    assert len(board.take_rows()) == 0
 
 
 def test_the_mark_of_another_process_is_seen():

@@ -279,32 +279,15 @@ class Executor(CallExecutor):
         called_ns = time.perf_counter_ns()
         backend = self._usable()
         plan = self._cut(arrays, n_items, block_items, halo)
-        asks, args, kwargs = arguments.asked_of(kernel, len(arrays), args, kwargs, self._has_state)
+        asked = arguments.asked_of(kernel, len(arrays), args, kwargs, self._has_state)
         policy = arguments.policy_of(on_error, block_timeout, self.backend)
-        outputs, targets = arguments.rows_of(plan, arrays, out, dtype, item_shape, "out" in asks)
+        outputs, targets = arguments.rows_of(plan, arrays, out, dtype, item_shape, "out" in asked[0])
         if targets is not None and all(map(backend.reaches, targets)):
             outputs.arrays = targets
         elif outputs.fields is not None:
             outputs.allocate((outputs.fields, outputs.single), backend.allocate)
-        self._note(
-            *self._run(
-                Job(
-                    kernel,
-                    arrays,
-                    plan,
-                    outputs,
-                    arguments.seed_of(seed, asks),
-                    args,
-                    kwargs,
-                    asks,
-                    *policy,
-                    world=World(),
-                ),
-                called_ns,
-                checkpoint,
-                seed,
-            )
-        )
+        job = _job(kernel, arrays, plan, outputs, seed, asked, policy)
+        self._note(*self._run(job, called_ns, checkpoint, seed))
         if targets is None:
             return outputs.result()
         for target, result in zip(targets, outputs.arrays or (), strict=True):
@@ -361,19 +344,13 @@ class Executor(CallExecutor):
         """
         called_ns = time.perf_counter_ns()
         plan = self._cut(arrays, n_items, block_items, 0)
-        asks, args, kwargs = arguments.asked_of(kernel, len(arrays), args, kwargs, self._has_state)
+        asked = arguments.asked_of(kernel, len(arrays), args, kwargs, self._has_state)
         policy = arguments.policy_of(on_error, block_timeout, self.backend)
-        if "out" in asks:
+        if "out" in asked[0]:
             raise ValueError("the kernel asks for out, but the blocks of reduce_blocks have no rows; use map_blocks")
         outputs = Partials(plan, combine)
-        timeline, plan = self._run(
-            Job(
-                kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), args, kwargs, asks, *policy, world=World()
-            ),
-            called_ns,
-            checkpoint,
-            seed,
-        )
+        job = _job(kernel, arrays, plan, outputs, seed, asked, policy)
+        timeline, plan = self._run(job, called_ns, checkpoint, seed)
         if len(outputs.omitted) == plan.n_blocks:  # nothing is left to be combined
             raise self._failures[0]
         result = outputs.result()
@@ -410,6 +387,12 @@ class Executor(CallExecutor):
             plan = Plan.cut(n_items, block_items, self.schedule, self.n_workers, halo=halo, item_bytes=item_bytes)
             self._planned = asked, plan
         return self._planned[1]
+
+
+def _job(kernel: Any, arrays: Any, plan: Plan, outputs: Any, seed: Any, asked: Any, policy: Any) -> Job:
+    asks, args, kwargs = asked
+    world = World()
+    return Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), args, kwargs, asks, *policy, world=world)
 
 
 def _known(value: _T | None, name: str) -> _T:

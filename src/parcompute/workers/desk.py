@@ -8,7 +8,7 @@ import os
 import pickle
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -34,7 +34,7 @@ class Desk:
     def __init__(
         self,
         channel: Connection,
-        claims: FileClaims,
+        claims: Sequence[FileClaims],
         first_worker: int,
         n_threads: int,
         cpus: frozenset[int] | None,
@@ -48,8 +48,7 @@ class Desk:
         self.key = -1
         self.program: Any = None  # what it shares with the jobs before and after it
         self.known: dict[bytes, Any] = {}  # what the last few messages have had unpickled
-        self.board = b""
-        self.attached: Board | None = None
+        self.board: Board | None = None
         self.told: bytes | None = None  # of the caller's settings, with the job
         self.sending, self.receiving = threading.Lock(), threading.Lock()
 
@@ -61,21 +60,15 @@ class Desk:
         arrays: bytes | None,
         pass_: Any,
         board: bytes,
-        gone: set[int],
     ) -> None:
         """Take part in a pass."""
         try:
             with segments.holding():
                 if number != self.number:
-                    if gone:
-                        self.known.clear()
                     self._open(parcel, told)
                     self.number = number
-                if board != self.board:
-                    self.board, self.attached = b"", None
-                    self.board, self.attached = board, Board.attached(board)
+                self.board = self._known(board, Board.attached)
                 self._attach(arrays)
-            segments.release_mappings(gone)
             pass_number, n_chunks, lost, alone = pass_
             walked = Pass(pass_number, n_chunks, self.program.plan, lost, alone)
             keep_to(self.cpus)
@@ -126,6 +119,7 @@ class Desk:
         self.job, self.number = None, -1
         self.key, self.program = -1, None
         self.known.clear()
+        self.board = None
         segments.release_mappings(gone)
 
     def arrays(self, number: int, arrays: Any) -> None:
@@ -145,8 +139,8 @@ class Desk:
 
     def _lane(self, number: int, pass_: Pass, worker: int) -> None:
         assert self.job is not None
-        assert self.attached is not None
-        outputs, board = self.job.outputs, self.attached
+        assert self.board is not None
+        outputs, board = self.job.outputs, self.board
 
         def shaped(index: int, shape: Any) -> None:
             pickled = pickling.dumps_back(shape)
@@ -167,7 +161,9 @@ class Desk:
 
         try:
             with self.states[worker - self.first_worker].here():
-                world.run_as(self.told, walk, self.job, pass_, board, self.claims, worker, shaped, odd, failed)
+                world.run_as(
+                    self.told, walk, self.job, pass_, board, self.claims[number % 2], worker, shaped, odd, failed
+                )
         except BaseException as error:  # outside any block: a file cannot be opened, memory is short
             if is_ctrl_c(error):
                 raise

@@ -46,15 +46,15 @@ class Settings:
     world: bytes  # what holds for jobs that tell of nothing else
 
 
-def main(channel_fd: int, claims_fd: int, *print_fds: int, inherited: Setup | None = None) -> None:
+def main(channel_fd: int, claims_fd: int, claims_fd_2: int, *print_fds: int, inherited: Setup | None = None) -> None:
     """Serve a parent until it says "quit" or is gone: the whole life of a worker process.
 
     Parameters
     ----------
     channel_fd : int
         Of the socket to the parent.
-    claims_fd : int
-        Of the file that hands out claims.
+    claims_fd, claims_fd_2 : int
+        Of the files that hand out claims, of one job and of the next.
     *print_fds : int
         Of the pipes for what it prints on stdout and stderr, if it does not print where its parent does.
     inherited : Setup, optional
@@ -77,7 +77,8 @@ def main(channel_fd: int, claims_fd: int, *print_fds: int, inherited: Setup | No
             exits.flush_queues()  # this process is killed as soon as the parent hears of it
             channel.send(("broken", Failure.before_blocks(error)))
             return
-        desk = Desk(channel, FileClaims(claims_fd), settings.worker, settings.n_threads, settings.cpus, setup)
+        claims = FileClaims(claims_fd), FileClaims(claims_fd_2)
+        desk = Desk(channel, claims, settings.worker, settings.n_threads, settings.cpus, setup)
         gc.freeze()  # so that a collection looks at what calls have made, and takes a moment
         channel.send(("ready", time.perf_counter_ns(), libraries))
         while True:

@@ -44,7 +44,7 @@ class Member:
     child: start.Child
     channel: Connection
     ready_ns: int = 0
-    busy: bool = False
+    owes: set[int] = field(default_factory=set)  # jobs of which it has not said the end
     calls: dict[int, Any] = field(default_factory=dict)  # submitted calls that it has, the running one first
     since_s: float = 0.0  # which it has been running, as far as this process knows
     calls_left: int = sys.maxsize  # that it may be given before it must leave
@@ -68,7 +68,7 @@ class Crew:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.claims = FileClaims()
+        self.claims = FileClaims(), FileClaims()  # of the job that runs, and of the one before
         self.world = world.process()  # as all workers know it, those too that will replace others
         self.members: list[Member] = []
         self._selector = selectors.DefaultSelector()
@@ -119,7 +119,9 @@ class Crew:
         outputs = (Output("stdout"), Output("stderr")) if options.output_here else ()
         with theirs, contextlib.ExitStack() as stack:
             fds = [stack.enter_context(output.theirs).fileno() for output in outputs]
-            child = start.start(options.start_method, main, [theirs.fileno(), self.claims.fd, *fds], environ)
+            child = start.start(
+                options.start_method, main, [theirs.fileno(), *(claims.fd for claims in self.claims), *fds], environ
+            )
         member = Member(number, child, ours, calls_left=options.most_calls or sys.maxsize, outputs=outputs)
         for output in outputs:
             self._selector.register(output, selectors.EVENT_READ, member)
@@ -191,6 +193,8 @@ class Crew:
                     if message[0] == "ready":
                         member.ready_ns = message[1]
                         self._failed_starts = 0
+                    elif message[0] == "end":
+                        member.owes.discard(message[1])
                     elif message[0] == "broken" and not self._closing:
                         self.failure = message[1]
                         self.require_unbroken()
@@ -288,18 +292,20 @@ class Crew:
         """Note that a job shows the workers these arrays, whose mappings they keep for the next job."""
         self._shown.update(segment.inode for segment in pickling.segments_of(arrays))
 
-    def gone(self) -> set[int]:
-        """Return the segments that were shown and are no more: the workers are to let go of them."""
+    def let_go(self, *, job: bool) -> None:
+        """Have the workers let go of arrays that are no more; and, with `job`, of all that the last one has opened."""
         gone = segments.gone(self._shown)
         self._shown -= gone
-        return gone
-
-    def forget_job(self) -> None:
-        """Have the workers let go of what the last job has opened in them."""
-        gone = self.gone()
         for member in self.members:
-            if member.ready:
+            if member.ready and (gone or job):
                 self.send(member, "forget", gone)
+
+    def settle(self, number: int) -> None:
+        """Return when all workers have said the end of that job, and of those before it, or were replaced."""
+        while any(min(member.owes, default=number + 1) <= number for member in self.members):
+            for member, message in self.events():
+                if message is None:
+                    self.replace(member)
 
     def repair(self) -> None:
         """Replace the workers that ended while nobody looked."""
@@ -347,7 +353,8 @@ class Crew:
     def release(self) -> None:
         """Let go of the descriptors; the crew is of no use after that."""
         self._selector.close()
-        self.claims.close()
+        for claims in self.claims:
+            claims.close()
         if self._handover is not None:
             self._handover.close()
 

@@ -57,11 +57,14 @@ class Drive:
         self.waiting: list[Member] = []
         self.told_arrays: set[Member] = set()
         self.rows: list[npt.NDArray[np.void]] = []
-        job.follow(board.done, late=True)
 
     def run(self) -> None:
         """Have every block computed, or the job given up."""
         self.crew.repair()
+        self.crew.settle(self.number - 2)  # which had this board, and these claims
+        self.board.clear()
+        self.job.follow(self.board.done, late=True)
+        self.crew.let_go(job=False)
         self.expects = self.parcels.expect(self.job, shared_array)
         self._begin(Pass.first(self.job.plan))
         self.submitted_ns = time.perf_counter_ns()
@@ -71,7 +74,7 @@ class Drive:
         self.job.follow(self.board.done)  # all that the workers have sent has arrived
         self.rows.append(self.board.take_rows())
         if not self.parcel.stays:
-            self.crew.forget_job()
+            self.crew.let_go(job=True)
 
     @property
     def is_mistaken(self) -> bool:
@@ -92,22 +95,39 @@ class Drive:
         """Send every worker that is ready on a walk."""
         self.pass_ = pass_
         self.resting.clear()
-        self.crew.claims.reset()
+        self.crew.claims[self.number % 2].reset()
         self.message = self._broadcast()
         self.board.current[:] = self.nobody
-        for member in self.crew.members:
-            if member.ready:
-                self._enlist(member)
+        # No more than there are chunks; under "static" each chunk is a certain worker's.
+        n_wanted = -(-pass_.n_chunks // (1 if pass_.alone else self.threads))
+        for member in [member for member in self.crew.members if member.ready][:n_wanted]:
+            self._enlist(member)
 
     def _broadcast(self) -> bytes:
         self.crew.show([*self.keep_alive, self.board.memory, *(self.job.outputs.arrays or ())])
         walked = (self.pass_.number, self.pass_.n_chunks, self.pass_.lost, self.pass_.alone)
         job = self.number, tuple(self.parcel), self.told, self.parcels.arrays(self.job)
-        return pickle.dumps(("walk", *job, walked, self.board.reference, self.crew.gone()))
+        return pickle.dumps(("walk", *job, walked, self.board.reference))
 
     def _enlist(self, member: Member) -> None:
-        member.busy = True
+        member.owes.add(self.number)
         self.crew.send_pickled(member, self.message)
+
+    def _owes(self, member: Member) -> bool:
+        return self.number in member.owes
+
+    def _is_complete(self) -> bool:
+        """Whether all is done, and who has not said so has not begun: it will find nothing to do, and say so later.
+
+        So a short job does not wait until each worker has been awake. Whoever has begun is waited for, since it may
+        have sent more than its mark.
+        """
+        odd = self.job.keeper is not None or self.failures or self.lost or self.timed_deaths or not self.parcel.stays
+        return not (
+            odd
+            or any(block != NO_BLOCK for m in self.crew.members if self._owes(m) for block in self._current_of(m))
+            or len(self.board.unfinished())
+        )
 
     @property
     def _over(self) -> bool:
@@ -124,7 +144,7 @@ class Drive:
 
     def _step(self) -> bool:
         """Wait for one thing to happen and deal with it; False when the job is over."""
-        if not any(member.busy for member in self.crew.members):
+        if not any(map(self._owes, self.crew.members)):
             if self._over:
                 return False
             unfinished = self.board.unfinished()
@@ -138,6 +158,8 @@ class Drive:
                     self._begin(self.pass_.again(suspects, alone=True))
                 else:
                     self._begin(self.pass_.again(unfinished))
+        elif self._is_complete():
+            return False
         for member, message in self.crew.events(self.job.look(self._look_at_the_clock())):
             if message is None:
                 self._buried(member)
@@ -166,7 +188,6 @@ class Drive:
         elif kind == "failed":
             self._fail(rest[1])
         elif kind == "end":
-            member.busy = False
             self.n_unbegun = 0
 
     def _asked(self, member: Member, index: int, pickled: bytes) -> None:
@@ -197,7 +218,9 @@ class Drive:
         self.message = self._broadcast()
         # Whoever does not wait for it may not read it for long: it must fit the channel.
         if len(self.job.outputs.arrays or ()) <= _FEW_ARRAYS:
-            self.told_arrays.update(member for member in self.crew.members if member.busy and not member.channel.closed)
+            self.told_arrays.update(
+                member for member in self.crew.members if self._owes(member) and not member.channel.closed
+            )
         self._answer(*self.told_arrays)
 
     def _answer(self, *others: Member) -> None:
@@ -241,7 +264,7 @@ class Drive:
                 else:  # under "static" the successor would begin the same blocks at once again, and so for ever
                     self.resting.add(member.number)
         # Who dies while it takes on the job would do so again and again: it has no block to blame.
-        self.n_unbegun = self.n_unbegun + 1 if member.busy and set(at_that_time) == {NO_BLOCK} else 0
+        self.n_unbegun = self.n_unbegun + 1 if self._owes(member) and set(at_that_time) == {NO_BLOCK} else 0
         if self.n_unbegun == FAILED_STARTS:
             self.lost.append(self._lost_by_job(member))
         self._after_trouble()
@@ -257,7 +280,7 @@ class Drive:
         if timeout_s is None:
             return soonest
         for member in self.crew.members:
-            if not member.busy:
+            if not self._owes(member):
                 continue
             for worker in range(member.number * self.threads, (member.number + 1) * self.threads):
                 since_ns, index = self.board.since_ns[worker], self.board.current[worker]

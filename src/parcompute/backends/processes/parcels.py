@@ -68,23 +68,22 @@ class Parcels:
         self._varies = False
         self._rows: tuple[npt.NDArray[Any], ...] = ()
         self._arrays: dict[tuple[Any, ...], bytes] = {}  # by where they lie
-        self._board: Board | None = None
+        self._boards: dict[int, Board] = {}
         leases.holders.add(self)
 
     def let_go(self) -> None:
         """Keep no shared memory for the next job."""
-        self._rows, self._board = (), None
+        self._rows, self._boards = (), {}
 
-    def board(self, n_workers: int, plan: Plan) -> Board:
-        """Return a board that is as new: that of the last job, if it has the right sizes."""
+    def board(self, place: int, n_workers: int, plan: Plan) -> Board:
+        """Return the board of this place, 0 or 1; it may hold the marks of another job that had it."""
         sizes = n_workers, plan.n_blocks, rows_for(plan)
-        board = self._board
-        if board is not None and board.sizes == sizes:
-            board.clear()
-        else:
-            self._board = board = Board.in_shared_memory(*sizes)
-            if board.memory.nbytes > _KEPT_BYTES:
-                self._board = None
+        board = self._boards.get(place)
+        if board is None or board.sizes != sizes:
+            self._boards.pop(place, None)
+            board = Board.in_shared_memory(*sizes)
+            if board.memory.nbytes <= _KEPT_BYTES:
+                self._boards[place] = board
         return board
 
     def of(self, job: Job) -> tuple[Parcel, list[Any]]:

@@ -84,9 +84,9 @@ class Processes(CountsDone):
     def _drive(self, job: Job) -> Drive:
         """Return what will have the crew compute a job."""
         parcel, keep_alive = self._parcels.of(job)
-        board = self._parcels.board(self.n_workers, job.plan)
-        self._running = weakref.ref(board)
         self._n_jobs += 1
+        board = self._parcels.board(self._n_jobs % 2, self.n_workers, job.plan)
+        self._running = weakref.ref(board)
         return Drive(self._crew, job, self._n_jobs, self._options, self._parcels, parcel, keep_alive, board)
 
     def _require_crew(self) -> None:
