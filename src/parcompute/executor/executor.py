@@ -390,9 +390,8 @@ class Executor(CallExecutor):
 
 
 def _job(kernel: Any, arrays: Any, plan: Plan, outputs: Any, seed: Any, asked: Any, policy: Any) -> Job:
-    asks, args, kwargs = asked
-    world = World()
-    return Job(kernel, arrays, plan, outputs, arguments.seed_of(seed, asks), args, kwargs, asks, *policy, world=world)
+    (asks, args, kwargs), (keep_going, timeout_s), seed = asked, policy, arguments.seed_of(seed, asked[0])
+    return Job(kernel, arrays, plan, outputs, seed, args, kwargs, asks, keep_going, timeout_s, world=World())
 
 
 def _known(value: _T | None, name: str) -> _T:
