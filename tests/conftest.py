@@ -112,7 +112,7 @@ def tally(request):
 def pytest_runtest_makereport(item, call):
     report = yield
     item.stash[FAILED] = report.failed or item.stash.get(FAILED, False)
-    if TALLY in item.stash and item.get_closest_marker("stress"):
+    if TALLY in item.stash and call.when != "setup" and item.get_closest_marker("stress"):
         tally = item.stash[TALLY]
         kills = tally.kills if call.when == "call" else 0
         report.user_properties.append(("kills", [tally.kind, kills, fault_of(call) if report.failed else ""]))

@@ -48,6 +48,7 @@ print(hashlib.sha256(pickle.dumps(value)).hexdigest(), flush=True)
 """
 
 KILLED = f"""{LOADED}
+source = {CHECKPOINTED!r}
 from pathlib import Path
 
 chance, n_kills = random.Random(sys.argv[1]), int(sys.argv[2])
@@ -67,7 +68,7 @@ def kept_blocks():
 def one(end, delay_s, *options):
     # Run the job until it ends; return its answer, if it has one, and what it has computed.
     calls.unlink(missing_ok=True)
-    status, lines = Victim({CHECKPOINTED!r}, *options).ended(end, delay_s)
+    status, lines = Victim(source, *options).ended(end, delay_s)
     if status < 0 and end:
         told()
     computed = np.fromfile(calls, "<i8").tolist() if calls.exists() else []

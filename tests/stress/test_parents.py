@@ -13,9 +13,10 @@ while True:
 """
 
 KILLED = f"""{LOADED}
+source = {BUSY!r}
 method, end, chance, n_kills = sys.argv[1], sys.argv[2], random.Random(sys.argv[3]), int(sys.argv[4])
 for _ in range(n_kills):
-    victim = Victim({BUSY!r}, method, chance.getrandbits(32))
+    victim = Victim(source, method, chance.getrandbits(32))
     require(victim.line() == "begins\\n", "lost runs", "it does not begin")
     status, _ = victim.ended(end, chance.choice([0.05, 0.2, 0.8]) * chance.random())
     require(status < 0, "lost runs", f"it has ended with {{status}}")

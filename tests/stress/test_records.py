@@ -43,6 +43,7 @@ with Record.open(path, "counting") as record:
 """
 
 KILLED = f"""{LOADED}
+source = {SWEEP!r}
 import pickle, shutil
 
 chance, n_kills = random.Random(sys.argv[1]), int(sys.argv[2])
@@ -50,7 +51,7 @@ ENDS = "SIGKILL to it alone", "SIGTERM to it alone", "SIGKILL to the group"
 
 def begun(path, template, n):
     # Return a victim that has written n runs, and how long that has taken.
-    began, victim = time.perf_counter(), Victim({SWEEP!r}, path, template)
+    began, victim = time.perf_counter(), Victim(source, path, template)
     for _ in range(n):
         require(victim.line(), "lost runs", "it has ended by itself")
     return victim, time.perf_counter() - began
@@ -70,7 +71,7 @@ for n in range(n_kills):
     path, end = f"{{n // 10}}.h5", chance.choice(ENDS)
     n_runs *= n % 10 > 0
     template, some_s = chance.choice([("", measured_s)] + [("template", copied_s)] * 19)
-    status, lines = Victim({SWEEP!r}, path, template).ended(end, chance.uniform(0, 2 * some_s))
+    status, lines = Victim(source, path, template).ended(end, chance.uniform(0, 2 * some_s))
     require(status < 0, "lost runs", "it has ended by itself")
     told()
     if not os.path.exists(path):

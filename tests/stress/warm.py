@@ -48,11 +48,13 @@ class Victim:
         if self.pid == 0:
             self._run(source, arguments, theirs)
         os.close(theirs)
+        os.read(self.printed, 1)  # the group is there, and can be killed
 
     def _run(self, source, arguments, theirs):
         try:
             os.setsid()
             os.close(self.printed)
+            os.write(theirs, b"\n")
             os.dup2(theirs, 1)
             os.close(theirs)
             os.dup2(os.open("errors", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
