@@ -71,7 +71,7 @@ for n in range(n_kills):
     path, end = f"{{n // 10}}.h5", chance.choice(ENDS)
     n_runs *= n % 10 > 0
     template, some_s = chance.choice([("", measured_s)] + [("template", copied_s)] * 19)
-    status, lines = Victim(source, path, template).ended(end, chance.uniform(0, 2 * some_s))
+    status, lines = Victim(source, path, template).ended(end, chance.uniform(0, 1.3 * some_s))
     require(status < 0, "lost runs", "it has ended by itself")
     told()
     if not os.path.exists(path):
@@ -95,7 +95,7 @@ print("over")
 """
 
 
-@rounds("writer", records=(10, 1_500, 10))
+@rounds("writer", records=(8, 900, 6))
 def test_a_record_survives_kills_at_random_moments(writer, n_rounds, chance, tally, tmp_path):
     tally.kind = f"writers of {writer}"
     with Program(KILLED, tmp_path, chance.getrandbits(32), n_rounds) as program:
