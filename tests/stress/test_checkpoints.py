@@ -88,7 +88,8 @@ while n < n_kills:
         method = chance.choice(["fork"] * 14 + ["forkserver", "spawn"])
         schedule = chance.choice(["static", "dynamic,2", "guided"])
         end, delay_s = chance.choice(ENDS) if n_left else None, chance.choice([0.02, 0.06, 0.15]) * chance.random()
-        status, answer, computed = one(end, delay_s, verb, backend, method, chance.randint(1, 2), schedule, path)
+        workers = 1 if backend == "serial" else chance.randint(1, 2)
+        status, answer, computed = one(end, delay_s, verb, backend, method, workers, schedule, path)
         n_left -= end is not None
         n += status < 0
         again = computed & finished
