@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import parcompute as pc
+from parcompute.backends.joblib import Joblib
 from parcompute.backends.pool import Pool
 
 # The workers of a test session can import the package, but not its tests.
@@ -142,6 +143,23 @@ def test_a_call_that_comes_while_a_pool_without_a_worker_is_ended_is_given_up_li
                 executor.submit(die).result(timeout=30)
         with pytest.raises(pc.WorkerLost, match=r"SIGKILL"):
             late[0].result(timeout=30)
+        assert executor.submit(pow, 2, 5).result(timeout=30) == 32
+
+
+def test_a_call_that_joblib_refuses_since_a_worker_has_died_is_given_up(monkeypatch):
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    class Refusing:
+        def submit(self, *call):
+            raise TerminatedWorkerError("SIGKILL(-9)")
+
+    with pc.Executor(1, backend="joblib") as executor:
+        executor.wait_until_ready()
+        with monkeypatch.context() as patched:
+            patched.setattr(Joblib, "_executor", lambda self: Refusing())
+            future = executor.submit(pow, 2, 5)
+        with pytest.raises(pc.WorkerLost, match=r"SIGKILL"):
+            future.result(timeout=30)
         assert executor.submit(pow, 2, 5).result(timeout=30) == 32
 
 
