@@ -84,7 +84,7 @@ def test_kills_of_workers_that_start_change_nothing(start_method, n_rounds, chan
                     executor = stack.enter_context(opened(workers, retries=50, **options))
                     if chance.random() < 0.3:
                         wait_until_ready(executor, n)
-                    result = value_or_loss(task, executor)
+                    result = result_or_loss(task, executor, Work(""))
                 tally.kills += len(killed)
                 expected = bits(task.run(serial, Work("")))
                 if losses := losses_in(result):
@@ -107,9 +107,9 @@ def wait_until_ready(executor, n_kills):
         assert n_kills > 2
 
 
-def value_or_loss(task, executor):
+def result_or_loss(task, executor, work):
     try:
-        return task.run(executor, Work(""))
+        return task.run(executor, work)
     except pc.WorkerLost as loss:
         return loss
 
@@ -135,7 +135,7 @@ def test_kills_of_the_workers_of_a_pool_end_a_job_or_change_nothing(backend, n_r
                     delays_s = [chance.expovariate(chance.choice([30, 300])) for _ in range(chance.choice([1, 2]))]
                     context = f"{task}, {work}, {delays_s}"
                     with Outside(executor, chance, delays_s) as outside:
-                        result = value_or_loss(task, executor)
+                        result = result_or_loss(task, executor, work)
                     tally.kills += len(outside.killed)
                     if losses := losses_in(result):
                         assert outside.killed, f"{losses[0]}; {context}"
