@@ -72,7 +72,7 @@ figures: $(RUN_READY)    ## draw all figures again from results/**/*.h5 alone
 test: $(DEV_READY)       ## run the tests; ARGS='-k shared -x' passes through
 	@$(DEV) -m pytest -n 2 $(ARGS)
 
-stress: $(DEV_READY)     ## run the tests that kill, flood and repeat for minutes
+stress: $(DEV_READY)     ## kill 10,000 times at random, flood and repeat, for about an hour; ARGS='NODE' runs one piece
 	@$(DEV) -m pytest -m stress $(ARGS)
 
 coverage: $(DEV_READY)   ## run the tests and report what they reach, worker processes included

@@ -5,6 +5,7 @@ Each test is compared with what was there before it began, so a fixture of a wid
 workers; it has to start them when it is set up, not at the first test.
 """
 
+import collections
 import gc
 import os
 import secrets
@@ -30,7 +31,7 @@ os.environ["MPLBACKEND"] = "agg"
 # The tests start a thousand interpreters: the first compiles the package, and not each anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# What the tests of test_stress.py do at random; repeated with the same value.
+# What the tests of the folder stress do at random; repeated with the same value.
 os.environ.setdefault("PARCOMPUTE_STRESS_SEED", str(secrets.randbits(32)))
 
 from parcompute.memory import leases  # noqa: E402  # loads numpy
@@ -95,14 +96,63 @@ def what_was_there_at_the_start():
     gc.unfreeze()
 
 
+# What may come of a kill although it should not. A failure of a test that kills is one of them: it says which by the
+# attribute `fault` of what it raises, and where nothing is said, a job has not given what it was asked for.
+FAULTS = ("hangs", "wrong bits", "leaks", "lost runs")
+
+
+@dataclass
+class Tally:
+    """What a test has killed so far."""
+
+    kind: str
+    kills: int = 0
+
+
+TALLY = pytest.StashKey[Tally]()
 FAILED = pytest.StashKey[bool]()
+
+
+@pytest.fixture
+def tally(request):
+    """Count what the test kills, for the summary of `make stress`."""
+    return request.node.stash.setdefault(TALLY, Tally(request.node.originalname))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
     item.stash[FAILED] = report.failed or item.stash.get(FAILED, False)
+    if TALLY in item.stash and call.when != "setup" and item.get_closest_marker("stress"):
+        tally = item.stash[TALLY]
+        kills = tally.kills if call.when == "call" else 0
+        report.user_properties.append(("kills", [tally.kind, kills, fault_of(call) if report.failed else ""]))
     return report
+
+
+def fault_of(call):
+    """Return which of `FAULTS` a failure is."""
+    if call.when == "teardown":  # `nothing_left_behind`
+        return "leaks"
+    error = call.excinfo.value
+    return getattr(error, "fault", "hangs" if str(error).startswith("Timeout") else "lost runs")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how many of each kind were killed, and what came of it."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    told = [value for report in reports for name, value in getattr(report, "user_properties", ()) if name == "kills"]
+    if not told:
+        return
+    table = collections.defaultdict(collections.Counter)
+    for kind, kills, fault in told:
+        for row in (kind, "all"):
+            table[row].update({"kills": kills, fault: 1})
+    terminalreporter.section("kills")
+    columns = ("kills", *FAULTS)
+    terminalreporter.line(" " * 36 + "".join(f"{column:>12}" for column in columns))
+    for kind in sorted(table, key=lambda kind: (kind == "all", kind)):
+        terminalreporter.line(f"{kind:36}" + "".join(f"{table[kind][column]:12}" for column in columns))
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 import parcompute as pc
+from parcompute.backends.joblib import Joblib
+from parcompute.backends.pool import Pool
 
 # The workers of a test session can import the package, but not its tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -122,6 +124,41 @@ def test_a_call_that_kills_its_workers_is_given_up(medium):
             executor.submit(die).result(timeout=60)
         assert executor.submit(pow, 2, 5).result(timeout=30) == 32
         assert executor.reduce_blocks(np.sum, np.ones(10), block_items=1) == 10
+
+
+def test_a_call_that_comes_while_a_pool_without_a_worker_is_ended_is_given_up_like_those_before(monkeypatch):
+    late, end = [], Pool._end
+
+    def ended(pool):
+        end(pool)
+        late.append(executor.submit(pow, 2, 5))
+
+    with pc.Executor(2, backend="pool") as executor:
+        executor.wait_until_ready()
+        with monkeypatch.context() as patched:
+            patched.setattr(Pool, "_end", ended)
+            with pytest.raises(pc.WorkerLost, match=r"SIGKILL"):
+                executor.submit(die).result(timeout=30)
+        with pytest.raises(pc.WorkerLost, match=r"SIGKILL"):
+            late[0].result(timeout=30)
+        assert executor.submit(pow, 2, 5).result(timeout=30) == 32
+
+
+def test_a_call_that_joblib_refuses_since_a_worker_has_died_is_given_up(monkeypatch):
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    class Refusing:
+        def submit(self, *call):
+            raise TerminatedWorkerError("SIGKILL(-9)")
+
+    with pc.Executor(1, backend="joblib") as executor:
+        executor.wait_until_ready()
+        with monkeypatch.context() as patched:
+            patched.setattr(Joblib, "_executor", lambda self: Refusing())
+            future = executor.submit(pow, 2, 5)
+        with pytest.raises(pc.WorkerLost, match=r"SIGKILL"):
+            future.result(timeout=30)
+        assert executor.submit(pow, 2, 5).result(timeout=30) == 32
 
 
 # --- Ctrl-C ------------------------------------------------------------------------------------------------

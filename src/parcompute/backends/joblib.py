@@ -9,6 +9,7 @@ import os
 import threading
 import time
 import weakref
+from concurrent.futures import BrokenExecutor
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
@@ -130,6 +131,11 @@ class Joblib(CountsDone, StoresHere):
             with signals.taken(self._turn), signals.at_any_line():
                 self.wait_until_ready()  # joblib cannot take over an executor that it has not started itself
 
+        def failed(error: BaseException) -> None:
+            lost = self._translated(error)
+            lost.__cause__ = error if lost is not error else error.__cause__
+            deliver(call.future, error=lost)
+
         def settled(done: Any) -> None:
             keep_alive.clear()
             error = done.exception()
@@ -137,13 +143,14 @@ class Joblib(CountsDone, StoresHere):
                 self._failure = error.failure
                 deliver(call.future, error=Broken(error.failure))
             elif error is not None:
-                lost = self._translated(error)
-                lost.__cause__ = error if lost is not error else error.__cause__
-                deliver(call.future, error=lost)
+                failed(error)
             else:
                 settle(call.future, *done.result()[:2])
 
-        self._executor().submit(_call, self._setup, pickled).add_done_callback(settled)
+        try:
+            self._executor().submit(_call, self._setup, pickled).add_done_callback(settled)
+        except BrokenExecutor as error:  # a worker has died since joblib has looked
+            failed(error)
 
     def _require_unbroken(self) -> None:
         if self._failure is not None:

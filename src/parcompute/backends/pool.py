@@ -170,8 +170,11 @@ class Pool(CountsDone, StoresHere):
             if pool is None:
                 raise Unguarded
             pool.apply_async(_call, (pickled,), callback=settled, error_callback=failed)
-        except (ValueError, Unguarded) as error:  # it has ended meanwhile
+        except Unguarded as error:
             failed(error)
+        except ValueError as error:  # it has ended meanwhile
+            if self._closing:  # else it has lost a worker, and `_begin_anew` gives up this call with the others
+                failed(error)
 
     def _forget(self, future: Future[Any]) -> bool:
         """Take a call off the list of those that wait; False if it was given up."""
