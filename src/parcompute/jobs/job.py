@@ -160,6 +160,13 @@ class Job:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "keeper": None, "world": None}
 
+    def again(self, inputs: tuple[Any, ...], seed: int | None) -> Job:
+        """Return the same with other inputs and another seed, and no arrays of the output yet."""
+        outputs, job = object.__new__(type(self.outputs)), object.__new__(Job)  # a fifth of the time of `replace`
+        outputs.__dict__.update(self.outputs.__getstate__())
+        job.__dict__.update(self.__dict__, inputs=inputs, seed=seed, outputs=outputs)
+        return job
+
     @property
     def name(self) -> str:
         """Name of the kernel, for messages."""

@@ -52,6 +52,10 @@ class Outputs(Protocol):
         """What was handed to `allocate`."""
 
     @property
+    def kind(self) -> Any:
+        """What workers need to know of it before there are arrays, to be compared."""
+
+    @property
     def asked(self) -> str:
         """What is computed and what the caller has fixed of it, in words."""
 
@@ -152,6 +156,11 @@ class Rows:
     def shape(self) -> Any:
         """What was handed to `allocate`."""
         return self.fields, self.single
+
+    @property
+    def kind(self) -> Any:
+        """What the caller has fixed."""
+        return self.fields, self.single, self.dtype, self.item_shape
 
     @property
     def asked(self) -> str:

@@ -69,6 +69,11 @@ class Partials:
         return self.like
 
     @property
+    def kind(self) -> Any:
+        """That they are partials."""
+        return Partials
+
+    @property
     def asked(self) -> str:
         """That partials are asked for."""
         return "partials"

@@ -112,11 +112,16 @@ def wait(waited: Callable[[float], object], timeout: float | None = None) -> boo
 @contextlib.contextmanager
 def taken(*locks: threading.Lock) -> Iterator[None]:
     """Have these locks, and hear Ctrl-C while waiting for them."""
-    with heard(), contextlib.ExitStack() as stack:
-        for lock in locks:
-            lock.acquire(blocking=False) or wait(lambda seconds, lock=lock: lock.acquire(timeout=seconds))  # type: ignore[misc]
-            stack.callback(lock.release)
-        yield
+    had = 0
+    with heard():  # so that nothing is raised between two lines of this
+        try:
+            for lock in locks:
+                lock.acquire(blocking=False) or wait(lambda seconds, lock=lock: lock.acquire(timeout=seconds))  # type: ignore[misc]
+                had += 1
+            yield
+        finally:
+            for lock in locks[:had]:
+                lock.release()
 
 
 def join(thread: threading.Thread) -> None:

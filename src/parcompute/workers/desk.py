@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import os
 import pickle
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -62,6 +60,10 @@ class Desk:
         board: bytes,
     ) -> None:
         """Take part in a pass."""
+        pass_number, n_chunks, lost, alone, is_claimed = pass_
+        if is_claimed and self.claims[number % 2].n_taken >= n_chunks:  # this worker comes too late
+            self._send("end", number)
+            return
         try:
             with segments.holding():
                 if number != self.number:
@@ -69,7 +71,6 @@ class Desk:
                     self.number = number
                 self.board = self._known(board, Board.attached)
                 self._attach(arrays)
-            pass_number, n_chunks, lost, alone = pass_
             walked = Pass(pass_number, n_chunks, self.program.plan, lost, alone)
             keep_to(self.cpus)
         except BaseException as error:  # say what cannot be had here; the job cannot run on any worker
@@ -100,7 +101,7 @@ class Desk:
             self.key, self.program = -1, None
             self.key, self.program = key, pickling.loads(program)
         inputs = self._known(data, pickling.loads, stays)
-        self.job = replace(self.program, inputs=tuple(inputs), seed=seed, outputs=copy.copy(self.program.outputs))
+        self.job = self.program.again(tuple(inputs), seed)
         self.told = told
 
     def _known(self, pickled: bytes, loads: Callable[[bytes], Any], stays: bool = True) -> Any:

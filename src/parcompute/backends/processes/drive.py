@@ -24,6 +24,9 @@ from parcompute.values.timeline import Timeline
 # References to so many arrays fit a socket many times, also while nobody reads it.
 _FEW_ARRAYS = 32
 
+# Where one worker is expected to do a job alone, the others are called after so many seconds.
+_BRIEF_S = 0.001
+
 
 class Drive:
     """One job on a crew, from the broadcast to the last block."""
@@ -57,6 +60,7 @@ class Drive:
         self.waiting: list[Member] = []
         self.told_arrays: set[Member] = set()
         self.rows: list[npt.NDArray[np.void]] = []
+        self.reserve: list[Member] = []
 
     def run(self) -> None:
         """Have every block computed, or the job given up."""
@@ -84,10 +88,10 @@ class Drive:
     def conclude(self, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Return, or raise, what `parcompute.backends.base.Backend.run` does."""
         troubles = conclude(self.job, self.failures, self.lost)
-        self.parcels.learn(self.job)
+        rows = self.rows[0] if len(self.rows) == 1 else np.concatenate(self.rows)
+        self.parcels.learn(self.job, rows)
         members = self.crew.members
         workers = [(m.child.pid, m.ready_ns or self.completed_ns) for m in members for _ in range(self.threads)]
-        rows = self.rows[0] if len(self.rows) == 1 else np.concatenate(self.rows)
         found = timeline(called_ns, self.submitted_ns, self.completed_ns, rows, workers, self.timed_deaths)
         return found, troubles
 
@@ -100,12 +104,16 @@ class Drive:
         self.board.current[:] = self.nobody
         # No more than there are chunks; under "static" each chunk is a certain worker's.
         n_wanted = -(-pass_.n_chunks // (1 if pass_.alone else self.threads))
-        for member in [member for member in self.crew.members if member.ready][:n_wanted]:
+        wanted = [member for member in self.crew.members if member.ready][:n_wanted]
+        n_now = 1 if self.parcels.brief and pass_.is_claimed else n_wanted
+        self.reserve = wanted[n_now:]
+        for member in wanted[:n_now]:
             self._enlist(member)
 
     def _broadcast(self) -> bytes:
-        self.crew.show([*self.keep_alive, self.board.memory, *(self.job.outputs.arrays or ())])
-        walked = (self.pass_.number, self.pass_.n_chunks, self.pass_.lost, self.pass_.alone)
+        self.crew.show(self.keep_alive)
+        self.crew.show((self.board.memory, *(self.job.outputs.arrays or ())))
+        walked = (self.pass_.number, self.pass_.n_chunks, self.pass_.lost, self.pass_.alone, self.pass_.is_claimed)
         job = self.number, tuple(self.parcel), self.told, self.parcels.arrays(self.job)
         return pickle.dumps(("walk", *job, walked, self.board.reference))
 
@@ -160,11 +168,16 @@ class Drive:
                     self._begin(self.pass_.again(unfinished))
         elif self._is_complete():
             return False
-        for member, message in self.crew.events(self.job.look(self._look_at_the_clock())):
+        reserve, self.reserve = self.reserve, []
+        for member, message in self.crew.events(_BRIEF_S if reserve else self.job.look(self._look_at_the_clock())):
             if message is None:
                 self._buried(member)
             else:
                 self._heard(member, message)
+        if reserve and len(self.board.unfinished()):  # it is not as brief as the one before
+            for member in reserve:
+                if self.crew.members[member.number] is member:  # and not one that has died meanwhile
+                    self._enlist(member)
         return True
 
     def _heard(self, member: Member, message: tuple[Any, ...]) -> None:

@@ -8,7 +8,9 @@ An iterative solver asks for the same job a thousand times: to pickle a function
 
 from __future__ import annotations
 
+import collections
 import functools
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from types import BuiltinFunctionType, CodeType, EllipsisType, FunctionType, ModuleType, NoneType
@@ -26,6 +28,9 @@ from parcompute.values.blocks import Plan
 
 # So many values, and arrays of so many bytes, are looked at in less time than their pickle takes.
 _FEW, _FEW_BYTES = 200, 2**14
+
+# A job that takes less in one worker is over before another one is awake.
+_BRIEF_NS = 150_000
 
 # Of inputs, and of outputs, that the jobs of a program have had.
 _REMEMBERED = 4
@@ -64,16 +69,19 @@ class Parcels:
         self._known: tuple[Any, ...] | None = None  # what the program consists of, where that can be compared
         self._program = b""
         self._data: dict[tuple[Any, ...], bytes] = {}  # by where the inputs lie
+        self._placed: collections.deque[tuple[Any, ...]] = collections.deque(maxlen=_REMEMBERED)
         self._shape: Any = None  # of a result of this program
         self._varies = False
+        self.brief = False  # the last job of this program has not been worth the waking of two workers
         self._rows: tuple[npt.NDArray[Any], ...] = ()
         self._arrays: dict[tuple[Any, ...], bytes] = {}  # by where they lie
+        self._rows_arrays: bytes | None = None  # of the rows
         self._boards: dict[int, Board] = {}
         leases.holders.add(self)
 
     def let_go(self) -> None:
         """Keep no shared memory for the next job."""
-        self._rows, self._boards = (), {}
+        self._rows, self._rows_arrays, self._boards = (), None, {}
 
     def board(self, place: int, n_workers: int, plan: Plan) -> Board:
         """Return the board of this place, 0 or 1; it may hold the marks of another job that had it."""
@@ -98,12 +106,12 @@ class Parcels:
         keep_alive: list[Any] = []
         known = _known(job, keep_alive)
         if known is None or known != self._known:
-            self._known, self._shape, self._varies, self._rows = None, None, False, ()
-            self._arrays.clear()
+            self._known, self._varies, self.brief = None, False, False
+            self._forget_shape()
             self._key += 1
             self._program, keep_alive = pickling.dumps(replace(job, inputs=(), seed=None), f"kernel {job.name}")
             self._known = known
-        places = tuple(map(_place, job.inputs))
+        places = tuple(map(self._place, job.inputs))
         data = self._data.get(places)
         if data is None:
             data, more = pickling.dumps([*job.inputs], f"kernel {job.name}")
@@ -114,11 +122,25 @@ class Parcels:
         stays = self._known is not None and not any(map(sources.lies_in_file, job.inputs))
         return Parcel(self._key, self._program, data, job.seed, stays), keep_alive
 
+    def _place(self, array: Any) -> Any:
+        """Return where an input lies: what was found for the same array before, if it is one of the last few."""
+        for known, form, place in self._placed:
+            if known() is array and form == (array.shape, array.strides, array.dtype):
+                return place
+        place = _place(array)
+        if place is not None:
+            self._placed.append((weakref.ref(array), (array.shape, array.strides, array.dtype), place))
+        return place
+
     def arrays(self, job: Job) -> bytes | None:
         """Return what the workers need to attach the output's arrays; None as long as there are none."""
         outputs = job.outputs
         if outputs.arrays is None:
             return None
+        if self._rows and outputs.arrays[0] is self._rows[0]:
+            if self._rows_arrays is None:
+                self._rows_arrays = pickling.dumps_back((outputs.shape, tuple(map(shared.reference, self._rows))))
+            return self._rows_arrays
         places = tuple(map(shared.reference, outputs.arrays))
         if self._shape is None or self._shape != (shape := outputs.shape):
             return pickling.dumps_back((outputs.shape, places))
@@ -134,8 +156,9 @@ class Parcels:
         job.outputs.allocate(self._shape, (lambda *_: next(rows)) if self._rows else allocate)
         return True
 
-    def learn(self, job: Job) -> None:
-        """Take note of what the results of a job that has ended look like."""
+    def learn(self, job: Job, rows: npt.NDArray[np.void]) -> None:
+        """Take note of what a job that has ended was like: its results, and the rows of its timeline."""
+        self.brief = self._known is not None and int((rows["stored_ns"] - rows["started_ns"]).sum()) < _BRIEF_NS
         outputs = job.outputs
         if self._known is None or self._varies or self._shape is not None or outputs.arrays is None:
             return
@@ -146,7 +169,11 @@ class Parcels:
 
     def unlearn(self) -> None:
         """Expect nothing of this program any more: what its results look like is not always the same."""
-        self._shape, self._rows, self._varies = None, (), True
+        self._varies = True
+        self._forget_shape()
+
+    def _forget_shape(self) -> None:
+        self._shape, self._rows, self._rows_arrays = None, (), None
         self._arrays.clear()
 
 
@@ -182,7 +209,7 @@ def _known(job: Job, keep_alive: list[Any]) -> tuple[Any, ...] | None:
         parts = _Parts(keep_alive).of((job.kernel, job.args, dict(job.kwargs)))
     except _Untold:
         return None
-    asked = job.plan, job.asks, job.keep_going, job.block_timeout_s, job.outputs.asked
+    asked = job.plan, job.asks, job.keep_going, job.block_timeout_s, job.outputs.kind
     return (parts, *asked, inputs, modules.news())
 
 
