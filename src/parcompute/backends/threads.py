@@ -20,8 +20,12 @@ from parcompute.jobs.outputs import Allocate
 from parcompute.jobs.schedule import WAITING, Board, Pass, ThreadClaims
 from parcompute.jobs.setup import State
 from parcompute.machine import blas, signals
+from parcompute.values.blocks import Plan
 from parcompute.values.timeline import Timeline
 from parcompute.workers.walk import walk
+
+# What takes less in one thread is over before another one is awake. If it is not, the others are called so much later.
+_BRIEF_NS, _BRIEF_S = 150_000, 0.001
 
 
 class Threads(CountsDone, StoresHere):
@@ -37,6 +41,7 @@ class Threads(CountsDone, StoresHere):
         self._failure: Failure | None = None  # of an initializer
         self._closing = threading.Lock()
         self._leaving: threading.Barrier | None = None
+        self._brief: Plan | None = None  # of the last job, if that was not worth the waking of two threads
         self._ready_ns = [0] * options.n_workers
         self.idents = [0] * options.n_workers  # of the threads, by number
         self._start()
@@ -91,14 +96,19 @@ class Threads(CountsDone, StoresHere):
 
     def finish(self, walks: Walks, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Have all threads walk to the end, and return what `run` returns."""
-        while len(walks) < self.n_workers and not walks.board.stopped:
+        if self._brief is walks.job.plan and not walks:
+            walks.begin()
+            walks.over(_BRIEF_S)
+        while len(walks) < self.n_workers and not (walks.board.stopped or walks.board.is_full):
             walks.begin()
         while not walks.over(walks.job.look()):
             pass
         troubles = conclude(walks.job, walks.failures)
         workers = [(os.getpid(), ready) for ready in self._ready_ns]
-        completed_ns = time.perf_counter_ns()
-        return timeline(called_ns, walks.submitted_ns, completed_ns, walks.board.take_rows(), workers), troubles
+        completed_ns, rows = time.perf_counter_ns(), walks.board.take_rows()
+        is_brief = walks.is_claimed and int((rows["stored_ns"] - rows["started_ns"]).sum()) < _BRIEF_NS
+        self._brief = walks.job.plan if is_brief else None
+        return timeline(called_ns, walks.submitted_ns, completed_ns, rows, workers), troubles
 
     def submit(self, call: Call) -> None:
         """Call in one of the threads."""
@@ -193,6 +203,11 @@ class Walks:
 
     def __len__(self) -> int:
         return len(self._futures)
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether any thread may compute any chunk."""
+        return self._pass.is_claimed
 
     def begin(self) -> None:
         """Have one more thread compute."""

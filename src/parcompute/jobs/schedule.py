@@ -241,6 +241,11 @@ class Board:
         """Number of blocks that are done or have failed."""
         return int(np.count_nonzero(self.done))
 
+    @property
+    def is_full(self) -> bool:
+        """Whether each block is done or has failed."""
+        return self.n_done == self.sizes[1]
+
     def unfinished(self) -> npt.NDArray[np.int64]:
         """Return the blocks that are neither done nor failed."""
         return np.flatnonzero(self.done == WAITING)

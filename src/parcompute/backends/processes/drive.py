@@ -134,7 +134,7 @@ class Drive:
         return not (
             odd
             or any(block != NO_BLOCK for m in self.crew.members if self._owes(m) for block in self._current_of(m))
-            or len(self.board.unfinished())
+            or not self.board.is_full
         )
 
     @property
@@ -155,9 +155,9 @@ class Drive:
         if not any(map(self._owes, self.crew.members)):
             if self._over:
                 return False
-            unfinished = self.board.unfinished()
-            if not len(unfinished):
+            if self.board.is_full:
                 return False
+            unfinished = self.board.unfinished()
             if any(member.ready for member in self.crew.members):
                 self.rows.append(self.board.take_rows())
                 # A death blames the blocks of all threads of its process: by itself, each shows whether it was the one.
@@ -174,7 +174,7 @@ class Drive:
                 self._buried(member)
             else:
                 self._heard(member, message)
-        if reserve and len(self.board.unfinished()):  # it is not as brief as the one before
+        if reserve and not self.board.is_full:  # it is not as brief as the one before
             for member in reserve:
                 if self.crew.members[member.number] is member:  # and not one that has died meanwhile
                     self._enlist(member)
