@@ -77,6 +77,7 @@ def test_where_none_is_left_it_is_given_up(broken, verb):
         broken.touch()
         for pid in executor.worker_pids:
             os.kill(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until then a call may still be handed to it
         with pytest.raises(pc.WorkerLost, match="ended before they were ready, the last with exit status 7"):
             work(executor) if verb == "job" else executor.submit(abs, -1).result()
         broken.unlink()

@@ -10,22 +10,70 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, deliver, timeline
+from parcompute.backends.kinds import Kinds
 from parcompute.jobs import variables, world
 from parcompute.jobs.job import Failure, Job
 from parcompute.jobs.outputs import Allocate
 from parcompute.jobs.schedule import WAITING, Board, Pass, ThreadClaims
 from parcompute.jobs.setup import State
 from parcompute.machine import blas, signals
-from parcompute.values.blocks import Plan
 from parcompute.values.timeline import Timeline
 from parcompute.workers.walk import walk
 
-# What takes less in one thread is over before another one is awake. If it is not, the others are called so much later.
-_BRIEF_NS, _BRIEF_S = 150_000, 0.001
+# What takes less in one thread is over before another one is awake.
+_BRIEF_NS = 150_000
+
+# Blocks of less CPU time may be too short for several threads: NumPy lets go of the interpreter lock in each call, and
+# to take it again from another thread costs as much as the call.
+_SHORT_NS = 60_000
+
+# Threads that take turns keep so many CPUs busy, all together.
+_ONE_CPU = 0.6, 1.3
+
+# For so long one thread is watched that is expected to do best alone; and it must be so fast compared with all of them.
+_ALONE_S, _AS_FAST = 0.001, 0.9
+
+
+@dataclass(slots=True)
+class _Pace:
+    """How fast jobs of one kind have been.
+
+    Attributes
+    ----------
+    per_s : dict
+        Blocks a second; the key is whether one thread was alone.
+    alone : bool
+        Whether one thread shall begin alone next time.
+    """
+
+    per_s: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
+    alone: bool = False
+    brief: bool = False
+    block_ns: float = 0.0
+
+    def learn(self, rows: npt.NDArray[np.void], n_blocks: int, makespan_ns: int, alone: bool) -> None:
+        """Take note of a job."""
+        cpu_ns = int(rows["cpu_ns"].sum())
+        self.per_s[alone] = n_blocks / (makespan_ns / 1e9)
+        self.block_ns = cpu_ns / n_blocks
+        self.brief = int((rows["stored_ns"] - rows["started_ns"]).sum()) < _BRIEF_NS
+        least, most = _ONE_CPU
+        take_turns = self.block_ns < _SHORT_NS and least < cpu_ns / makespan_ns < most
+        faster = self.per_s[True] > _AS_FAST * self.per_s[False]
+        self.alone = self.brief or (faster if self.per_s[True] else take_turns)
+
+    def why(self, n_threads: int) -> str:
+        """Say why one thread computes."""
+        if self.brief:
+            return "in one thread: the job is over before another one is awake"
+        return f"in one thread: {n_threads} would take turns, with blocks of {self.block_ns / 1000:.0f} µs"
 
 
 class Threads(CountsDone, StoresHere):
@@ -41,7 +89,8 @@ class Threads(CountsDone, StoresHere):
         self._failure: Failure | None = None  # of an initializer
         self._closing = threading.Lock()
         self._leaving: threading.Barrier | None = None
-        self._brief: Plan | None = None  # of the last job, if that was not worth the waking of two threads
+        self.why = ""
+        self._paces = Kinds(_Pace)
         self._ready_ns = [0] * options.n_workers
         self.idents = [0] * options.n_workers  # of the threads, by number
         self._start()
@@ -96,19 +145,35 @@ class Threads(CountsDone, StoresHere):
 
     def finish(self, walks: Walks, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Have all threads walk to the end, and return what `run` returns."""
-        if self._brief is walks.job.plan and not walks:
+        pace, alone = self._paces.of(walks.job), False
+        if pace.alone and not walks and walks.is_claimed:
             walks.begin()
-            walks.over(_BRIEF_S)
-        while len(walks) < self.n_workers and not (walks.board.stopped or walks.board.is_full):
+            alone = self._stays_alone(walks, pace)
+        while not alone and len(walks) < self.n_workers and not (walks.board.stopped or walks.board.is_full):
             walks.begin()
         while not walks.over(walks.job.look()):
             pass
         troubles = conclude(walks.job, walks.failures)
         workers = [(os.getpid(), ready) for ready in self._ready_ns]
         completed_ns, rows = time.perf_counter_ns(), walks.board.take_rows()
-        is_brief = walks.is_claimed and int((rows["stored_ns"] - rows["started_ns"]).sum()) < _BRIEF_NS
-        self._brief = walks.job.plan if is_brief else None
+        if self.n_workers > 1 and walks.is_claimed:
+            pace.learn(rows, walks.job.plan.n_blocks, completed_ns - walks.submitted_ns, alone or len(walks) == 1)
+        self.why = pace.why(self.n_workers) if len(walks) == 1 < self.n_workers else ""
         return timeline(called_ns, walks.submitted_ns, completed_ns, rows, workers), troubles
+
+    def _stays_alone(self, walks: Walks, pace: _Pace) -> bool:
+        """Wait a moment, and tell whether one thread goes on as fast as all of them have done."""
+        done = []
+        for _ in range(2):  # what is between the two looks is neither the beginning nor the waking
+            if walks.over(_ALONE_S):
+                return True
+            done.append((walks.board.n_done, time.perf_counter()))
+        (n_before, before_s), (n_done, now_s) = done
+        per_s = (n_done - n_before) / (now_s - before_s)
+        if pace.per_s[True]:  # known from whole jobs: only if it is quite different now
+            return per_s > _AS_FAST / 2 * pace.per_s[False]
+        pace.per_s[True] = per_s
+        return per_s > _AS_FAST * pace.per_s[False]
 
     def submit(self, call: Call) -> None:
         """Call in one of the threads."""

@@ -9,13 +9,10 @@ Every backend gives the same bits, so the choice can be left to the machine. It 
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import functools
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from types import BuiltinFunctionType, CellType
 from typing import Any
 
 import numpy as np
@@ -23,6 +20,7 @@ import numpy.typing as npt
 
 from parcompute.backends.auto import probe
 from parcompute.backends.base import Call, Options, Trouble, conclude, position
+from parcompute.backends.kinds import Kinds
 from parcompute.backends.processes.processes import Processes
 from parcompute.backends.threads import Threads, Walks
 from parcompute.jobs.job import Job, Keeper
@@ -30,14 +28,6 @@ from parcompute.jobs.pickling import CannotTravel
 from parcompute.jobs.schedule import NO_BLOCK, WAITING
 from parcompute.memory import leases, shared, sources
 from parcompute.values.timeline import Timeline
-
-# Of so many kernels the choice is remembered, of those that ran last.
-_REMEMBERED = 256
-
-# Wrappers within wrappers are told apart as deep as that; a function may refer to itself.
-_DEPTH = 3
-
-_EMPTY = CellType()  # of a variable that has no value yet
 
 _NOT_YET = probe.Verdict("threads", "the job has ended before it was clear whether it lets go of the lock")
 
@@ -58,7 +48,7 @@ class Auto:
         self._now: Threads | Processes = self._threads
         self.n_workers, self.start_method = options.n_workers, self._processes.start_method
         self.why = ""
-        self._known: collections.OrderedDict[Hashable, probe.Evidence] = collections.OrderedDict()
+        self._known = Kinds(probe.Evidence)
 
     def wait_until_ready(self) -> int:
         """Return when the last worker process is ready."""
@@ -74,11 +64,7 @@ class Auto:
 
     def run(self, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Compute every block once."""
-        kind = _kind_of(job)
-        evidence = self._known.setdefault(kind, probe.Evidence())
-        self._known.move_to_end(kind)
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
+        evidence = self._known.of(job)
         n_blocks, hand_over_s = job.plan.n_blocks, _hand_over_s(job, self.n_workers)
         verdict = evidence.verdict(self.n_workers, n_blocks, hand_over_s) if _HAS_CLOCKS else _NO_CLOCKS
         if verdict is None:
@@ -207,28 +193,6 @@ class _Continued:
     def look(self) -> float:
         """Have the checkpoint, if there is one, write what is due."""
         return float("inf") if self._keeper is None else self._keeper.look()
-
-
-def _kind_of(job: Job) -> Hashable:
-    """Return what jobs have in common of which one tells about another.
-
-    The size of a block is of it: NumPy lets go of the lock for the eigenvalues of several matrices, and not for one.
-    """
-    shapes = tuple((array.shape[1:], str(array.dtype)) for array in job.inputs if isinstance(array, np.ndarray))
-    return _code_of(job.kernel), job.plan.block_items, shapes
-
-
-def _code_of(kernel: Any, depth: int = 0) -> Any:
-    """Return what calls of the same code have in common: a lambda that is made anew each time is still the same."""
-    while isinstance(kernel, functools.partial):
-        kernel = kernel.func
-    kernel = getattr(kernel, "__func__", kernel)
-    code = getattr(kernel, "__code__", None)
-    if code is None:
-        return kernel if isinstance(kernel, (np.ufunc, BuiltinFunctionType)) else type(kernel)
-    # What a wrapper wraps makes it another kernel.
-    cells = [cell.cell_contents for cell in kernel.__closure__ or () if cell != _EMPTY]
-    return code, tuple(_code_of(value, depth + 1) for value in cells if callable(value) and depth < _DEPTH)
 
 
 def _hand_over_s(job: Job, n_workers: int) -> float:

@@ -1,0 +1,72 @@
+"""What is known of jobs of one kind, of which one tells about another: the same code, on blocks of the same form."""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Callable, Hashable
+from types import BuiltinFunctionType, CellType
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from parcompute.jobs.job import Job
+
+_T = TypeVar("_T")
+
+# Of so many kinds something is remembered, of those that ran last.
+_REMEMBERED = 256
+
+# Wrappers within wrappers are told apart as deep as that; a function may refer to itself.
+_DEPTH = 3
+
+_EMPTY = CellType()  # of a variable that has no value yet
+
+
+class Kinds(Generic[_T]):
+    """What is known of each kind of job.
+
+    Parameters
+    ----------
+    nothing : callable
+        Makes what is known of a kind at first.
+    """
+
+    def __init__(self, nothing: Callable[[], _T]) -> None:
+        self._nothing = nothing
+        self._known: collections.OrderedDict[Hashable, _T] = collections.OrderedDict()
+
+    def of(self, job: Job) -> _T:
+        """Return what is known of jobs like this one, to be looked at and changed."""
+        kind = _kind_of(job)
+        known = self._known.setdefault(kind, self._nothing())
+        self._known.move_to_end(kind)
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        return known
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._known.clear()
+
+
+def _kind_of(job: Job) -> Hashable:
+    """Return what jobs have in common of which one tells about another.
+
+    The size of a block is of it: NumPy lets go of the lock for the eigenvalues of several matrices, and not for one.
+    """
+    shapes = tuple((array.shape[1:], str(array.dtype)) for array in job.inputs if isinstance(array, np.ndarray))
+    return _code_of(job.kernel), job.plan.block_items, shapes
+
+
+def _code_of(kernel: Any, depth: int = 0) -> Any:
+    """Return what calls of the same code have in common: a lambda that is made anew each time is still the same."""
+    while isinstance(kernel, functools.partial):
+        kernel = kernel.func
+    kernel = getattr(kernel, "__func__", kernel)
+    code = getattr(kernel, "__code__", None)
+    if code is None:
+        return kernel if isinstance(kernel, (np.ufunc, BuiltinFunctionType)) else type(kernel)
+    # What a wrapper wraps makes it another kernel.
+    cells = [cell.cell_contents for cell in kernel.__closure__ or () if cell != _EMPTY]
+    return code, tuple(_code_of(value, depth + 1) for value in cells if callable(value) and depth < _DEPTH)

@@ -1,0 +1,127 @@
+"""Short jobs wake as few workers as serve them, and wait for none that has nothing to do; whatever comes next."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import parcompute as pc
+from parcompute.backends.threads import _Pace
+
+X = pc.share(np.arange(8.0))
+HANGS_S = 60
+
+
+def total(executor, kernel=np.sum, x=X):
+    return executor.reduce_blocks(kernel, x, block_items=2)
+
+
+def waiting_for_each_other(folder, x):
+    """The first two blocks wait for each other once the folder is there, so that two workers must compute."""
+    if folder.exists() and (mine := int(x[0]) // 2) < 2:
+        (folder / str(mine)).touch()
+        deadline = time.monotonic() + HANGS_S
+        while not (folder / str(1 - mine)).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+    return x.sum()
+
+
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+@pytest.mark.parametrize("schedule", ["guided", "dynamic", "static", "static,1"])
+def test_a_job_that_is_longer_than_those_before_gets_more_workers(backend, schedule, tmp_path):
+    folder = tmp_path / "long"
+
+    def kernel(x):
+        return waiting_for_each_other(folder, x)
+
+    with pc.Executor(2, backend=backend, schedule=schedule) as executor:
+        executor.wait_until_ready()
+        for _ in range(5):
+            assert total(executor, kernel) == 28
+        if schedule == "static":  # the first two blocks are one worker's
+            return
+        folder.mkdir()
+        assert total(executor, kernel) == 28
+        assert len(set(executor.timeline.chunks["worker"])) == 2
+
+
+def test_a_plan_says_that_one_thread_computes():
+    with pc.Executor(2, backend="threads") as executor:
+        for _ in range(20):  # on a busy machine a thread may be held up in the middle of such a job
+            total(executor)
+            if executor.plan.why.endswith("in one thread: the job is over before another one is awake"):
+                break
+        else:
+            pytest.fail(executor.plan.why)
+        assert set(executor.timeline.chunks["worker"]) == {0}
+
+
+@pytest.mark.parametrize(
+    ("cpu_ns", "makespan_ns", "alone"),
+    [
+        (100 * 20_000, 2_000_000, True),  # of two threads, one CPU was busy: they have taken turns
+        (100 * 20_000, 1_050_000, False),  # nearly two were
+        (100 * 20_000, 20_000_000, False),  # a tenth of one was: they wait, for files say
+        (100 * 200_000, 20_000_000, False),  # blocks are not short
+    ],
+)
+def test_one_thread_is_tried_where_blocks_are_short_and_threads_take_turns(cpu_ns, makespan_ns, alone):
+    with pc.Executor(backend="serial") as executor:
+        total(executor)
+        rows = executor.timeline.chunks[:1].copy()
+    rows["cpu_ns"], rows["started_ns"], rows["stored_ns"] = cpu_ns, 0, makespan_ns
+    pace = _Pace()
+    pace.learn(rows, 100, makespan_ns, alone=False)
+    assert pace.alone == alone
+    if alone:
+        pace.learn(rows, 100, 2 * makespan_ns, alone=True)
+        assert not pace.alone, "it was slower alone"
+
+
+def test_a_job_does_not_wait_for_a_worker_that_has_nothing_to_do():
+    with pc.Executor(2) as executor:
+        executor.wait_until_ready()
+        assert total(executor) == 28
+        for stopped in executor.worker_pids:
+            os.kill(stopped, signal.SIGSTOP)
+            go_on = threading.Timer(HANGS_S, os.kill, (stopped, signal.SIGCONT))
+            go_on.start()
+            values = [executor.reduce_blocks(np.sum, X + n, block_items=2) for n in (1, 2)]
+            was_stopped = go_on.is_alive()
+            go_on.cancel()
+            go_on.join()
+            os.kill(stopped, signal.SIGCONT)
+            assert was_stopped
+            assert values == [36, 44]
+            for n in range(20):
+                assert executor.reduce_blocks(np.sum, X + n, block_items=2) == 28 + 8 * n
+                assert len(executor.timeline.chunks) >= 1
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+def test_a_worker_that_dies_before_it_has_said_the_end_of_an_old_job_costs_nothing(start_method):
+    with pc.Executor(2, start_method=start_method) as executor:
+        for n in range(6):
+            executor.wait_until_ready()
+            victim = executor.worker_pids[n % 2]
+            os.kill(victim, signal.SIGSTOP)
+            assert executor.reduce_blocks(np.sum, X + n, block_items=1) == 28 + 8 * n
+            os.kill(victim, signal.SIGKILL)
+            assert executor.reduce_blocks(np.sum, X - n, block_items=1) == 28 - 8 * n
+            assert executor.submit(abs, -n).result() == n
+
+
+def test_jobs_and_calls_take_turns_while_an_end_is_due():
+    with pc.Executor(2) as executor:
+        executor.wait_until_ready()
+        stopped = executor.worker_pids[1]
+        os.kill(stopped, signal.SIGSTOP)
+        assert total(executor) == 28
+        futures = [executor.submit(abs, -n) for n in range(4)]
+        os.kill(stopped, signal.SIGCONT)
+        assert [future.result(HANGS_S) for future in futures] == [0, 1, 2, 3]
+        assert total(executor) == 28
