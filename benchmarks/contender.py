@@ -92,6 +92,14 @@ class Engine(Contender):
         expected = list(range(n))
         return samples(lambda: list(self.batched(tasks.identity, range(n))), tasks.equal_to(expected), per=n)
 
+    def short_jobs(self, n_jobs):
+        def call():
+            for _ in range(n_jobs):
+                values = list(self.batched(tasks.noop, range(4)))
+            return sum(values)
+
+        return samples(call, tasks.equal_to(0.0), per=n_jobs)
+
     def pi(self, n_points, seed):
         edges = tasks.ranges(tasks.n_pi_blocks(n_points))
         work = partial(tasks.pi_hits_between, seed, n_points)

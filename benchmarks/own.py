@@ -57,10 +57,24 @@ class Parcompute(Contender):
         expected = list(range(n))
         return samples(lambda: list(self.executor.map(tasks.identity, range(n))), tasks.equal_to(expected), per=n)
 
+    def short_jobs(self, n_jobs):
+        def call():
+            for _ in range(n_jobs):
+                total = self.executor.reduce_blocks(nothing, n_items=4, block_items=1)
+            return total
+
+        return samples(call, tasks.equal_to(0.0), per=n_jobs)
+
     # --- arrays in -----------------------------------------------------------------------------------------
 
     def sum_shared(self, n_blocks):
         x = pc.share(tasks.values())
+        return self._sums(x, n_blocks, lambda: (x,))
+
+    def sum_short(self, n_blocks):
+        x = pc.share(tasks.values()[: 2**23])
+        for _ in range(3):  # what is learned from the first calls
+            self.executor.reduce_blocks(tasks.root_sum, x, block_items=len(x) // n_blocks)
         return self._sums(x, n_blocks, lambda: (x,))
 
     def sum_plain(self, n_blocks):
@@ -221,3 +235,9 @@ class Threads(Parcompute):
     """`Executor` with the backend "threads"."""
 
     backend = "threads"
+
+
+class Auto(Parcompute):
+    """`Executor` with the backend "auto"."""
+
+    backend = "auto"

@@ -23,6 +23,8 @@ CONTENDERS = {
     "ray": "others:Ray",
     "parcompute": "own:Parcompute",
     "threads": "own:Threads",
+    "auto": "own:Auto",
+    "ThreadPoolExecutor": "standard:ThreadPool",
     "fresh": "fresh:Fresh",
 }
 
@@ -70,7 +72,7 @@ class Row:
     @property
     def number(self) -> int:
         """Of the line in the table."""
-        return int(self.name.rstrip("abc"))
+        return int(self.name.rstrip("abcdef"))
 
     def n_items(self, entry: Entry) -> int:
         """Size of the problem that an entry is given."""
@@ -150,6 +152,24 @@ def _first_touch(letter: str, job: str) -> Row:
         (AtMostTimes("parcompute", 1.1, ("serial",)),),
         {"job": job},
         each_s=10,
+    )
+
+
+def _short_blocks(letter: str, kib: int) -> Row:
+    return Row(
+        f"15{letter}",
+        f"sqrt-sum over 64 MiB in blocks of {kib} KiB, input already shared, later calls",
+        "ms",
+        MS,
+        each("sum_short", "serial", "threads", "parcompute", "auto"),
+        (
+            AtMostTimes("threads", 1.05, ("serial",)),
+            AtMostTimes("parcompute", 1.05, ("serial",)),
+            AtMostTimes("auto", 1.1, ("threads", "parcompute")),
+        ),
+        {"n_blocks": 2**16 // kib},
+        "n_blocks",
+        each_s=4,
     )
 
 
@@ -335,6 +355,21 @@ ROWS = (
         timeout_s=90,
         is_time=False,
     ),
+    Row(
+        "14",
+        "a short job: 4 no-op blocks, or tasks, the same as before, workers warm",
+        "µs",
+        US,
+        each(
+            "short_jobs",
+            *("Pool", "ProcessPoolExecutor", "joblib", "loky", "mpire", "dask", "ray"),
+            *("ThreadPoolExecutor", "parcompute", "threads"),
+        ),
+        (AtMostTimes("parcompute", 0.5, ("Pool",)), AtMostTimes("threads", 2.0, ("ThreadPoolExecutor",))),
+        {"n_jobs": 50},
+        each_s=3,
+    ),
+    *(_short_blocks(*variant) for variant in (("a", 1), ("b", 4), ("c", 16), ("d", 64), ("e", 256), ("f", 1024))),
     _first_touch("a", "triad"),
     _first_touch("b", "fft2"),
 )
