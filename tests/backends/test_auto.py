@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import parcompute as pc
-from parcompute.backends.auto import auto, probe
+from parcompute.backends import kinds
+from parcompute.backends.auto import probe
 from parcompute.backends.auto.probe import ENOUGH_S, LONG_S, Evidence, Verdict
 from parcompute.backends.threads import Walks
 from parcompute.jobs.job import Job
@@ -163,7 +164,7 @@ def test_a_lambda_that_is_made_again_is_the_same_kernel_and_what_it_wraps_makes_
     def recursive(x):
         return recursive(x)
 
-    kind = auto._code_of
+    kind = kinds._code_of
     assert kind(same()) == kind(same())
     assert kind(functools.partial(same(), 1)) == kind(same())
     assert kind(wrapped(np.sqrt)) != kind(wrapped(np.exp))
@@ -386,7 +387,7 @@ def test_what_is_known_of_a_kernel_is_used_at_once(monkeypatch):
 
 
 def test_the_choices_of_many_kernels_are_remembered_up_to_a_bound(monkeypatch):
-    monkeypatch.setattr(auto, "_REMEMBERED", 3)
+    monkeypatch.setattr(kinds, "_REMEMBERED", 3)
     with pc.Executor(2, backend="auto") as executor:
         for n in range(6):
             kernel = eval(f"lambda block: {n}")

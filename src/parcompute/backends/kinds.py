@@ -45,6 +45,9 @@ class Kinds(Generic[_T]):
             self._known.popitem(last=False)
         return known
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def clear(self) -> None:
         """Forget all."""
         self._known.clear()
