@@ -3,8 +3,12 @@
 import os
 import subprocess
 import sys
+import threading
 
+import cloudpickle
 import pytest
+
+import parcompute as pc
 
 METHODS = ("fork", "forkserver", "spawn")
 MEDIA = {
@@ -251,3 +255,30 @@ def test_all_new_interpreters_of_a_program_hash_text_alike_and_none_shows_it(var
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     options = ", ".join(f"dict({MEDIA[name]})" for name in names)
     assert ran(HASHES.format(options=options), tmp_path, **variables) == (0, "1 True\nTrue\n", "")
+
+
+def test_a_worker_is_forked_while_another_thread_pickles_a_class():
+    """The lock that cloudpickle holds for a moment would be held in the worker for ever."""
+    held, go_on = threading.Event(), threading.Event()
+
+    class Made:
+        answer = 42
+
+    def hold():
+        with cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK:
+            held.set()
+            go_on.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(30)
+    with pc.Executor(1, start_method="fork") as executor:
+        executor.wait_until_ready()
+        go_on.set()
+        thread.join()
+        future = executor.submit(lambda: Made().answer)
+        try:
+            assert future.result(timeout=30) == 42
+        except TimeoutError:
+            executor.kill_workers()  # so that this test ends
+            raise

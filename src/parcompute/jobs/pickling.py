@@ -368,3 +368,12 @@ def _forget(n_kept: int) -> None:
 def still_lent(lent: Iterable[weakref.ref[segments.Segment]]) -> bool:
     """Whether anything keeps arrays that were lent; functions that travel by value are circles, and do for a while."""
     return any(segment() is not None for segment in lent)
+
+
+def _after_fork_in_child() -> None:
+    """Let go of the lock of cloudpickle's classes: the thread that had it in the parent is not here."""
+    if hasattr(cloudpickle.cloudpickle, "_DYNAMIC_CLASS_TRACKER_LOCK"):
+        cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -10,6 +10,7 @@ What cannot be told that way is whether processes do better, until some have don
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -57,6 +58,14 @@ def short_turns() -> Iterator[None]:
             _n_asking -= 1
             if not _n_asking:
                 sys.setswitchinterval(_before_s)
+
+
+def _after_fork_in_child() -> None:
+    global _asking, _n_asking
+    _asking, _n_asking = threading.Lock(), 0
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Clocks:
