@@ -12,7 +12,7 @@ import pytest
 import parcompute as pc
 from parcompute.backends.processes import crew
 from parcompute.machine import blas
-from parcompute.workers import worker
+from parcompute.workers import start, worker
 
 # The workers of a test session can import the package, but not its tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -87,3 +87,19 @@ def test_where_none_is_left_it_is_given_up(broken, verb):
 def test_forked_workers_have_the_numeric_libraries_as_this_process_has_found_them():
     with pc.Executor(2, start_method="fork") as executor:
         assert {executor.submit(lambda: id(blas._found[1])).result() for _ in range(2)} == {id(blas._found[1])}
+
+
+def test_a_forkserver_that_is_killed_while_it_starts_is_started_again(monkeypatch):
+    pids, make = [], start._Server.__init__
+
+    def make_and_kill_the_first(server):
+        make(server)
+        pids.append(server._pid)
+        if len(pids) == 1:
+            os.kill(server._pid, signal.SIGKILL)
+
+    start.stop_server()
+    monkeypatch.setattr(start._Server, "__init__", make_and_kill_the_first)
+    with pc.Executor(1, start_method="forkserver") as executor:
+        assert executor.submit(abs, -1).result() == 1
+    assert len(pids) == 2

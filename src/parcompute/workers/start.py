@@ -303,13 +303,15 @@ def _fork_by_server(target: Callable[..., None], fds: Sequence[int]) -> Child:
     """Ask the one server of this process; start it first, or again if something has killed it."""
     global _server
     with _server_lock:
-        if _server is not None:
+        for is_last in (False, False, True):
+            _server = _server or _Server()
             try:
                 return _server.fork(target, fds)
             except ConnectionError:
                 stop_server()
-        _server = _Server()
-        return _server.fork(target, fds)
+                if is_last:
+                    raise
+    raise AssertionError
 
 
 # --- in the server -----------------------------------------------------------------------------------------
