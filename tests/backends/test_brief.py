@@ -10,6 +10,8 @@ import pytest
 
 import parcompute as pc
 from parcompute.backends.threads import _Pace
+from parcompute.jobs.job import Job
+from parcompute.jobs.partials import Partials
 
 X = pc.share(np.arange(8.0))
 HANGS_S = 60
@@ -80,6 +82,43 @@ def test_one_thread_is_tried_where_blocks_are_short_and_threads_take_turns(cpu_n
     if alone:
         pace.learn(rows, 100, 2 * makespan_ns, alone=True)
         assert not pace.alone, "it was slower alone"
+
+
+def test_one_thread_does_not_stay_alone_when_its_blocks_become_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(_Pace, "learn", lambda self, *_, **__: None)
+    folder = tmp_path / "long"
+
+    def kernel(block):
+        if folder.exists() and block.index >= 50:
+            waiting_for_each_other(folder, np.array([2 * (block.index - 50)]))
+        return 1
+
+    with pc.Executor(2, backend="threads", schedule="dynamic") as executor:
+        executor.reduce_blocks(kernel, n_items=1_000, block_items=1)
+        (pace,) = executor._backend._paces._known.values()
+        pace.alone, pace.per_s = True, {False: 1_000.0, True: 1_000.0}
+        folder.mkdir()
+        assert executor.reduce_blocks(kernel, n_items=1_000, block_items=1) == 1_000
+
+
+def test_many_blocks_are_not_one_threads_because_few_of_them_were(tmp_path):
+    def kernel(block):
+        seen.add(threading.get_ident())
+        time.sleep(0.001)
+        return 1
+
+    seen = set()
+    with pc.Executor(2, backend="threads") as executor:
+        executor.reduce_blocks(lambda block: 1, n_items=2, block_items=1)
+        executor._backend._paces.of(job_like(executor, kernel)).alone = True
+        executor._backend._paces.of(job_like(executor, kernel)).brief = True
+        assert executor.reduce_blocks(kernel, n_items=100, block_items=1) == 100
+    assert len(seen) == 2
+
+
+def job_like(executor, kernel):
+    plan = pc.Plan.cut(100, 1, executor.schedule, 2)
+    return Job(kernel, (), plan, Partials(plan))
 
 
 def test_a_job_does_not_wait_for_a_worker_that_has_nothing_to_do():

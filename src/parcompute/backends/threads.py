@@ -149,24 +149,31 @@ class Threads(CountsDone, StoresHere):
         if pace.alone and not walks and walks.is_claimed:
             walks.begin()
             alone = self._stays_alone(walks, pace)
-        while not alone and len(walks) < self.n_workers and not (walks.board.stopped or walks.board.is_full):
-            walks.begin()
-        while not walks.over(walks.job.look()):
-            pass
+        over = False
+        while not over:
+            while not alone and len(walks) < self.n_workers and not (walks.board.stopped or walks.board.is_full):
+                walks.begin()
+            n_before, before_s = walks.board.n_done, time.perf_counter()
+            over = walks.over(walks.job.look())
+            if alone and not over:
+                per_s = (walks.board.n_done - n_before) / (time.perf_counter() - before_s)
+                alone = per_s > _AS_FAST / 2 * pace.per_s[False]
         troubles = conclude(walks.job, walks.failures)
         workers = [(os.getpid(), ready) for ready in self._ready_ns]
         completed_ns, rows = time.perf_counter_ns(), walks.board.take_rows()
-        if self.n_workers > 1 and walks.is_claimed:
+        if self.n_workers > 1 and walks.is_claimed and walks.board.is_full and walks.job.keeper is None:
             pace.learn(rows, walks.job.plan.n_blocks, completed_ns - walks.submitted_ns, alone or len(walks) == 1)
         self.why = pace.why(self.n_workers) if len(walks) == 1 < self.n_workers else ""
         return timeline(called_ns, walks.submitted_ns, completed_ns, rows, workers), troubles
 
     def _stays_alone(self, walks: Walks, pace: _Pace) -> bool:
-        """Wait a moment, and tell whether one thread goes on as fast as all of them have done."""
+        """Wait a moment, and tell whether one thread is to go on without the others."""
         done = []
         for _ in range(2):  # what is between the two looks is neither the beginning nor the waking
             if walks.over(_ALONE_S):
                 return True
+            if pace.brief:  # a job of that kind was
+                return False
             done.append((walks.board.n_done, time.perf_counter()))
         (n_before, before_s), (n_done, now_s) = done
         per_s = (n_done - n_before) / (now_s - before_s)

@@ -130,12 +130,11 @@ class Drive:
         So a short job does not wait until each worker has been awake. Whoever has begun is waited for, since it may
         have sent more than its mark.
         """
-        odd = self.job.keeper is not None or self.failures or self.lost or self.timed_deaths or not self.parcel.stays
-        return not (
-            odd
-            or any(block != NO_BLOCK for m in self.crew.members if self._owes(m) for block in self._current_of(m))
-            or not self.board.is_full
-        )
+        if self.job.keeper is not None or self.failures or self.lost or self.timed_deaths or not self.parcel.stays:
+            return False
+        owing = filter(self._owes, self.crew.members)
+        begun = any(block != NO_BLOCK for member in owing for block in self._current_of(member))
+        return self.board.is_full and not begun
 
     @property
     def _over(self) -> bool:
@@ -153,9 +152,7 @@ class Drive:
     def _step(self) -> bool:
         """Wait for one thing to happen and deal with it; False when the job is over."""
         if not any(map(self._owes, self.crew.members)):
-            if self._over:
-                return False
-            if self.board.is_full:
+            if self._over or self.board.is_full:
                 return False
             unfinished = self.board.unfinished()
             if any(member.ready for member in self.crew.members):
@@ -174,7 +171,7 @@ class Drive:
                 self._buried(member)
             else:
                 self._heard(member, message)
-        if reserve and not self.board.is_full:  # it is not as brief as the one before
+        if not (self._over or self.board.is_full):  # it is not as brief as the one before
             for member in reserve:
                 if self.crew.members[member.number] is member:  # and not one that has died meanwhile
                     self._enlist(member)
