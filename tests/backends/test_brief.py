@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import parcompute as pc
+from parcompute.backends import kinds, threads
 from parcompute.backends.threads import _Pace
 from parcompute.jobs.job import Job
 from parcompute.jobs.partials import Partials
@@ -51,14 +52,14 @@ def test_a_job_that_is_longer_than_those_before_gets_more_workers(backend, sched
         assert len(set(executor.timeline.chunks["worker"])) == 2
 
 
-def test_a_plan_says_that_one_thread_computes():
+def test_a_plan_says_that_one_thread_computes(monkeypatch):
+    monkeypatch.setattr(kinds, "_BRIEF_NS", HANGS_S * 10**9)  # on any machine, however busy
+    monkeypatch.setattr(threads, "_ALONE_S", HANGS_S)
     with pc.Executor(2, backend="threads") as executor:
-        for _ in range(20):  # on a busy machine a thread may be held up in the middle of such a job
-            total(executor)
-            if executor.plan.why.endswith("in one thread: the job is over before another one is awake"):
-                break
-        else:
-            pytest.fail(executor.plan.why)
+        total(executor)
+        assert "in one thread" not in executor.plan.why
+        total(executor)
+        assert executor.plan.why.endswith("in one thread: the job is over before another one is awake")
         assert set(executor.timeline.chunks["worker"]) == {0}
 
 
@@ -126,6 +127,7 @@ def test_a_job_does_not_wait_for_a_worker_that_has_nothing_to_do():
         executor.wait_until_ready()
         assert total(executor) == 28
         for stopped in executor.worker_pids:
+            executor._backend._crew.settle(executor._backend._n_jobs)  # else it may owe the end of the job before
             os.kill(stopped, signal.SIGSTOP)
             go_on = threading.Timer(HANGS_S, os.kill, (stopped, signal.SIGCONT))
             go_on.start()

@@ -9,6 +9,7 @@ from types import BuiltinFunctionType, CellType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from parcompute.jobs.job import Job
 
@@ -16,6 +17,9 @@ _T = TypeVar("_T")
 
 # Of so many kinds something is remembered, of those that ran last.
 _REMEMBERED = 256
+
+# A job that takes less in one worker is over before another one is awake.
+_BRIEF_NS = 150_000
 
 # Wrappers within wrappers are told apart as deep as that; a function may refer to itself.
 _DEPTH = 3
@@ -51,6 +55,11 @@ class Kinds(Generic[_T]):
     def clear(self) -> None:
         """Forget all."""
         self._known.clear()
+
+
+def is_brief(rows: npt.NDArray[np.void]) -> bool:
+    """Tell from the rows of its timeline whether a job was not worth the waking of two workers."""
+    return int((rows["stored_ns"] - rows["started_ns"]).sum()) < _BRIEF_NS
 
 
 def _kind_of(job: Job) -> Hashable:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, deliver, timeline
-from parcompute.backends.kinds import Kinds
+from parcompute.backends.kinds import Kinds, is_brief
 from parcompute.jobs import variables, world
 from parcompute.jobs.job import Failure, Job
 from parcompute.jobs.outputs import Allocate
@@ -26,9 +26,6 @@ from parcompute.jobs.setup import State
 from parcompute.machine import blas, signals
 from parcompute.values.timeline import Timeline
 from parcompute.workers.walk import walk
-
-# What takes less in one thread is over before another one is awake.
-_BRIEF_NS = 150_000
 
 # Blocks of less CPU time may be too short for several threads: NumPy lets go of the interpreter lock in each call, and
 # to take it again from another thread costs as much as the call.
@@ -63,7 +60,7 @@ class _Pace:
         cpu_ns = int(rows["cpu_ns"].sum())
         self.per_s[alone] = n_blocks / (makespan_ns / 1e9)
         self.block_ns = cpu_ns / n_blocks
-        self.brief = int((rows["stored_ns"] - rows["started_ns"]).sum()) < _BRIEF_NS
+        self.brief = is_brief(rows)
         least, most = _ONE_CPU
         take_turns = self.block_ns < _SHORT_NS and least < cpu_ns / makespan_ns < most
         faster = self.per_s[True] > _AS_FAST * self.per_s[False]
@@ -331,7 +328,7 @@ class Walks:
             given = (self._pass, self.board, self._claims, worker, self._shaped, keep, self._failed)
             with blas.limited(self._blas_threads):
                 world.run(job.world, walk, job, *given)
-        except BaseException as error:
+        except BaseException as error:  # whoever waits for the end must hear of it
             self._error = error
         with self._counting:
             self._n_in -= 1

@@ -216,7 +216,7 @@ def _called(pickled: bytes, lent: list[weakref.ref[segments.Segment]]) -> tuple[
         with world.under(told):
             result = world.run_as(told, function, *args, **kwargs)
         return True, pickling.dumps_back(result)
-    except BaseException as error:
+    except BaseException as error:  # SystemExit too: whoever has submitted the call must hear of it
         if is_ctrl_c(error):
             raise
         return False, pickle.dumps(Failure.before_blocks(error))

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from parcompute.backends.kinds import is_brief
 from parcompute.jobs import modules, pickling
 from parcompute.jobs.job import Job
 from parcompute.jobs.partials import Partials
@@ -28,9 +29,6 @@ from parcompute.values.blocks import Plan
 
 # So many values, and arrays of so many bytes, are looked at in less time than their pickle takes.
 _FEW, _FEW_BYTES = 200, 2**14
-
-# A job that takes less in one worker is over before another one is awake.
-_BRIEF_NS = 150_000
 
 # Of inputs, and of outputs, that the jobs of a program have had.
 _REMEMBERED = 4
@@ -158,7 +156,7 @@ class Parcels:
 
     def learn(self, job: Job, rows: npt.NDArray[np.void]) -> None:
         """Take note of what a job that has ended was like: its results, and the rows of its timeline."""
-        self.brief = self._known is not None and int((rows["stored_ns"] - rows["started_ns"]).sum()) < _BRIEF_NS
+        self.brief = self._known is not None and is_brief(rows)
         outputs = job.outputs
         if self._known is None or self._varies or self._shape is not None or outputs.arrays is None:
             return
