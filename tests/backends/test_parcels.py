@@ -253,7 +253,6 @@ def test_a_file_is_not_held_open_after_the_job(tmp_path):
     with pc.Executor(2) as executor:
         with h5py.File(tmp_path / "in.h5", "r") as file:
             assert total(executor, np.sum, file["x"]) == total(executor, np.sum, file["x"]) == 28.0
-        executor.reduce_blocks(np.sum, np.ones(8), block_items=2)  # each worker has heard of the end of the job before
         for pid in executor.worker_pids:
             assert not any("in.h5" in os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd"))
         with h5py.File(tmp_path / "in.h5", "a") as file:  # HDF5 would refuse it

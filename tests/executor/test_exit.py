@@ -1,10 +1,15 @@
 """What was submitted is finished when the program ends, as `concurrent.futures` promises."""
 
+import contextlib
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
+import parcompute as pc
 
 # A start method changes nothing of this, and "auto" has the workers of "processes" for its calls.
 WAYS = {
@@ -67,3 +72,41 @@ def test_a_callback_may_shut_the_executor_down():
         future.result()
     """
     assert ended(program) == ["shut"]
+
+
+def test_joblib_workers_are_ended_by_two_at_once(monkeypatch):
+    """A thread that has finished a map, and the program that has come to its end."""
+    from parcompute.backends import joblib as backend
+
+    executor = pc.Executor(2, backend="joblib")
+    assert executor.submit(int).result() == 0
+    real, made, others = threading.Thread, [], []
+    starts = threading.Event(), threading.Event()
+
+    class Slow(real):
+        """The first waits at each line for the second, which comes into its way if it can."""
+
+        def __init__(self, **more):
+            super().__init__(**more)
+            made.append(self)
+            if self is made[0]:
+                others.append(futures.submit(executor._backend.close, wait=True))
+                starts[1].wait(0.2)
+
+        def start(self):
+            starts[self is not made[0]].set()
+            if self is made[0]:
+                with contextlib.suppress(TimeoutError):
+                    others[0].result(0.2)
+            else:
+                starts[0].wait()
+            super().start()
+
+    with ThreadPoolExecutor(1) as futures:
+        futures.submit(int).result()
+        monkeypatch.setattr(backend.threading, "Thread", Slow)
+        executor._backend.close(wait=False)
+        monkeypatch.undo()
+        assert others[0].result() is None
+    assert len(made) == 1
+    executor.shutdown()

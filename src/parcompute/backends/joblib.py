@@ -49,7 +49,7 @@ class Joblib(CountsDone, StoresHere):
         reduction.register(ContextVar, variables.reduce)
         self.n_workers, self.start_method = options.n_workers, ""
         self._joblib = joblib
-        self._turn = threading.Lock()
+        self._turn, self._ending = threading.Lock(), threading.Lock()
         self._end: threading.Thread | None = None  # which ends the workers
         self._ready_ns = 0
         self._options = options
@@ -169,11 +169,12 @@ class Joblib(CountsDone, StoresHere):
 
     def close(self, *, wait: bool) -> None:
         """End joblib's workers, which would otherwise stay for five idle minutes."""
-        if self._ready_ns:
-            # Without waiting for them, joblib would leave semaphores behind at the end of the program.
-            self._end = threading.Thread(target=self._executor().shutdown, args=(True,), daemon=True)
-            self._end.start()
-            self._ready_ns = 0
+        with signals.taken(self._ending):  # a thread that finishes a map, and the program that has come to its end
+            if self._ready_ns:
+                # Without waiting for them, joblib would leave semaphores behind at the end of the program.
+                self._end = threading.Thread(target=self._executor().shutdown, args=(True,), daemon=True)
+                self._end.start()
+                self._ready_ns = 0
         if wait and self._end is not None:
             signals.join(self._end)
 

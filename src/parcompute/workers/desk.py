@@ -75,7 +75,7 @@ class Desk:
             keep_to(self.cpus)
         except BaseException as error:  # say what cannot be had here; the job cannot run on any worker
             self._send("failed", number, Failure.before_blocks(error))
-            self._send("end", number)
+            self._end(number, parcel)
             return
         first, lanes = self.first_worker, []
         with world.under(self.told):
@@ -90,6 +90,11 @@ class Desk:
             for lane in lanes:
                 lane.join()
         exits.flush()
+        self._end(number, parcel)
+
+    def _end(self, number: int, parcel: tuple[int, bytes, bytes, int | None, bool]) -> None:
+        if not parcel[-1]:  # whoever has the result may write to the files that were its inputs
+            self.forget(set())
         self._send("end", number)
 
     def _open(self, parcel: tuple[int, bytes, bytes, int | None, bool], told: bytes | None) -> None:

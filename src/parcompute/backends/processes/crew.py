@@ -292,12 +292,12 @@ class Crew:
         """Note that a job shows the workers these arrays, whose mappings they keep for the next job."""
         self._shown.update(segment.inode for segment in pickling.segments_of(arrays))
 
-    def let_go(self, *, job: bool) -> None:
-        """Have the workers let go of arrays that are no more; and, with `job`, of all that the last one has opened."""
+    def let_go(self) -> None:
+        """Have the workers let go of arrays that are no more."""
         gone = segments.gone(self._shown)
         self._shown -= gone
         for member in self.members:
-            if member.ready and (gone or job):
+            if member.ready and gone:
                 self.send(member, "forget", gone)
 
     def settle(self, number: int) -> None:

@@ -68,7 +68,7 @@ class Drive:
         self.crew.settle(self.number - 2)  # which had this board, and these claims
         self.board.clear()
         self.job.follow(self.board.done, late=True)
-        self.crew.let_go(job=False)
+        self.crew.let_go()
         self.expects = self.parcels.expect(self.job, shared_array)
         self._begin(Pass.first(self.job.plan))
         self.submitted_ns = time.perf_counter_ns()
@@ -77,8 +77,6 @@ class Drive:
         self.completed_ns = time.perf_counter_ns()
         self.job.follow(self.board.done)  # all that the workers have sent has arrived
         self.rows.append(self.board.take_rows())
-        if not self.parcel.stays:
-            self.crew.let_go(job=True)
 
     @property
     def is_mistaken(self) -> bool:
