@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parcompute.values.timeline import CHUNK_DTYPE, WORKER_DTYPE, Timeline
+from parcompute.values.timeline import CHUNK_DTYPE, NODE_DTYPE, SPAN_DTYPE, WORKER_DTYPE, Timeline
 
 N_WORKERS = 5
 
@@ -63,3 +63,16 @@ def test_rows_that_are_handed_in_stay_as_they_were():
 def test_stamps_keep_their_nanoseconds():
     started_ns = 2**53 + 1  # the first integer that a float64 cannot hold
     assert timeline_of([(0, started_ns, 1)]).chunks["started_ns"][0] == started_ns
+
+
+def test_spans_are_ordered_by_node_and_arrival():
+    spans = np.zeros(3, SPAN_DTYPE)
+    spans["node"], spans["arrived_ns"], spans["first"] = [1, 0, 0], [5, 9, 7], [10, 20, 30]
+    timeline = Timeline(0, 0, 1, np.zeros(0, CHUNK_DTYPE), np.zeros(2, WORKER_DTYPE), spans=spans)
+    assert timeline.spans["first"].tolist() == [30, 20, 10]
+
+
+def test_a_job_of_one_host_has_neither_nodes_nor_spans():
+    assert timeline_of([]).nodes.dtype == NODE_DTYPE
+    assert timeline_of([]).spans.dtype == SPAN_DTYPE
+    assert len(timeline_of([]).nodes) == len(timeline_of([]).spans) == 0

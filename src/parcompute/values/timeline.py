@@ -1,9 +1,15 @@
-"""One row per chunk and one per worker: who did what when, as integer nanoseconds.
+"""One row per chunk, worker, span and node: who did what when, as integer nanoseconds.
 
 The stamps are of `time.perf_counter_ns`, which on Linux is one clock for all processes of a host.
 
     parent   called ──── submitted ─────────────────────────────────────────── completed
     worker        ready ····· started ███ finished ─ stored ·· started ███ finished ─ stored
+
+A job on several nodes has a row per node and per span of blocks that one of them was given. The stamps of a node are
+of its own clock, moved by what was measured to be between the two: they may be wrong by its bound.
+
+    parent   called ──── submitted ─ sent ───────────────────────────────────── received ─ completed
+    node                                  arrived ··· its workers ··· finished
 """
 
 from __future__ import annotations
@@ -42,9 +48,39 @@ DEATH_DTYPE = np.dtype(
     ]
 )
 
+NODE_DTYPE = np.dtype(
+    [
+        ("node", "<i4"),  # from 0
+        ("first_worker", "<i4"),  # its workers are numbered from this
+        ("n_workers", "<i4"),  # how many they are
+        ("offset_ns", "<i8"),  # what was added to the stamps of its clock to make them the caller's
+        ("bound_ns", "<i8"),  # the error of that is at most this
+    ]
+)
+
+SPAN_DTYPE = np.dtype(
+    [
+        ("node", "<i4"),  # who was given it
+        ("first", "<i8"),  # its blocks are first, ..., stop - 1
+        ("stop", "<i8"),
+        ("sent_ns", "<i8"),  # the caller has sent it
+        ("arrived_ns", "<i8"),  # the node has it, and all that it needs
+        ("finished_ns", "<i8"),  # the node's last result of it is there
+        ("received_ns", "<i8"),  # the caller has stored its results
+    ]
+)
+
 
 def _no_deaths() -> npt.NDArray[np.void]:
     return np.zeros(0, DEATH_DTYPE)
+
+
+def _no_nodes() -> npt.NDArray[np.void]:
+    return np.zeros(0, NODE_DTYPE)
+
+
+def _no_spans() -> npt.NDArray[np.void]:
+    return np.zeros(0, SPAN_DTYPE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +97,10 @@ class Timeline:
         One row per worker, by number; in the place of one that has died stands its successor.
     deaths : structured ndarray of DEATH_DTYPE, shape (n_deaths,)
         One row per worker process that ended during the job, as they were noticed.
+    nodes : structured ndarray of NODE_DTYPE, shape (n_nodes,)
+        One row per node, by number; empty where the job ran on the caller's host alone.
+    spans : structured ndarray of SPAN_DTYPE, shape (n_spans,)
+        One row per span of blocks whose results came back from a node, by node and arrival.
     """
 
     called_ns: int
@@ -69,10 +109,15 @@ class Timeline:
     chunks: npt.NDArray[np.void]
     workers: npt.NDArray[np.void]
     deaths: npt.NDArray[np.void] = field(default_factory=_no_deaths)
+    nodes: npt.NDArray[np.void] = field(default_factory=_no_nodes)
+    spans: npt.NDArray[np.void] = field(default_factory=_no_spans)
 
     def __post_init__(self) -> None:
         order = np.lexsort((self.chunks["started_ns"], self.chunks["worker"]))
         object.__setattr__(self, "chunks", self.chunks[order])
+        if self.spans.size:
+            order = np.lexsort((self.spans["arrived_ns"], self.spans["node"]))
+            object.__setattr__(self, "spans", self.spans[order])
 
     def until(self, completed_ns: int) -> Timeline:
         """Return the same with another end."""
