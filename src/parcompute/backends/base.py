@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,12 +18,16 @@ from parcompute.jobs import pickling, world
 from parcompute.jobs.job import Failure, Job, KernelError, is_ctrl_c
 from parcompute.jobs.setup import Setup
 from parcompute.jobs.world import World
+from parcompute.values.blocks import Plan
 from parcompute.values.timeline import CHUNK_DTYPE, DEATH_DTYPE, WORKER_DTYPE, Timeline
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
 ENTRY_POINTS = "parcompute.backends"
+
+# On these a job runs on several nodes, with so many workers on each.
+OF_NODES = ("dask", "mpi")
 
 # Each is imported when it is asked for, so that nobody pays for an engine that is not used.
 _BACKENDS = {
@@ -33,6 +37,8 @@ _BACKENDS = {
     "auto": "parcompute.backends.auto.auto:Auto",
     "pool": "parcompute.backends.pool:Pool",
     "joblib": "parcompute.backends.joblib:Joblib",
+    "dask": "parcompute.backends.dask:Dask",
+    "mpi": "parcompute.backends.mpi:MPI",
 }
 
 
@@ -60,6 +66,10 @@ class Options:
         After so many submitted calls a worker process ends, and another takes its place.
     output_here : bool
         Whether what worker processes print is written to this process's streams.
+    cluster : object
+        What connects the nodes, for the backend "dask".
+    n_nodes : int or None
+        How many of the nodes that are there; None is all. `n_workers` are those of each, 0 where it decides.
     """
 
     n_workers: int
@@ -71,6 +81,8 @@ class Options:
     setup: Setup = field(default_factory=Setup)
     most_calls: int | None = None
     output_here: bool = False
+    cluster: Any = None
+    n_nodes: int | None = None
 
 
 class Backend(Protocol):
@@ -100,6 +112,9 @@ class Backend(Protocol):
 
     def n_done(self) -> int:
         """Return how many blocks of the job that runs are done."""
+
+    def carried_out(self, plan: Plan) -> Plan:
+        """Return the plan of the last job as it was carried out: with its chunks, and the reason for them."""
 
     def submit(self, call: Call) -> None:
         """Run a call on one worker, some time, and settle its future."""
@@ -252,11 +267,15 @@ def create(name: str, options: Options) -> Backend:
 
 
 class CountsDone:
-    """For backends without a choice that keep track of a job in an object with ``n_done``, which ends with the job."""
+    """For backends that keep track of a job in an object with ``n_done``, which ends with the job."""
 
     why = ""
 
     _running: Callable[[], Any] = staticmethod(lambda: None)
+
+    def carried_out(self, plan: Plan) -> Plan:
+        """Return the plan as it is, and what the backend has chosen."""
+        return replace(plan, why=f"{plan.why}; {self.why}") if self.why else plan
 
     def n_done(self) -> int:
         """Return how many blocks of the job that runs are done."""

@@ -36,6 +36,8 @@ def options_of(
     retries: Any,
     worker_output: Any,
     setup: Setup,
+    cluster: Any = None,
+    nodes: Any = None,
 ) -> tuple[str, base.Options]:
     """Return the name of the backend, and what it is asked for."""
     name = "workers" if max_workers is None else "max_workers"
@@ -51,8 +53,11 @@ def options_of(
     if not base.known(backend):
         raise ValueError(f"backend={backend!r} is unknown; pass one of {', '.join(base.names())}")
     threads = whole("threads_per_worker", threads_per_worker, at_least=1)
-    if threads > 1 and backend != "processes":
+    if threads > 1 and backend not in ("processes", *base.OF_NODES):
         raise ValueError(f"threads_per_worker={threads} needs backend='processes', not {backend!r}")
+    for argument, value in (("cluster", cluster), ("nodes", nodes)):
+        if value is not None and backend not in (base.OF_NODES if argument == "nodes" else ("dask",)):
+            raise ValueError(f"{argument}={value!r} has no meaning for backend {backend!r}; leave it out")
     method = start_method_of(start_method, mp_context, backend)
     return backend, base.Options(
         n_workers=n_workers_of(workers, backend, name),
@@ -64,6 +69,8 @@ def options_of(
         setup=setup,
         most_calls=most_calls_of(max_tasks_per_child, backend, method),
         output_here=output_here_of(worker_output, backend),
+        cluster=cluster,
+        n_nodes=None if nodes is None else whole("nodes", nodes, at_least=1),
     )
 
 
@@ -87,11 +94,11 @@ def report_of(progress: Any) -> Report | None:
 def n_workers_of(workers: Any, backend: str, name: str) -> int:
     """Return how many workers to start; warn about more than there are CPUs."""
     if workers is None:
-        return 1 if backend == "serial" else limits.usable_cpus()
+        return 0 if backend in base.OF_NODES else 1 if backend == "serial" else limits.usable_cpus()
     n_workers = whole(name, workers, at_least=1)
     if n_workers > MOST_WORKERS:
         raise ValueError(f"{name}={n_workers} is out of range; pass 1 to {MOST_WORKERS}, or None for the usable CPUs")
-    if n_workers > (n_cpus := limits.usable_cpus()):
+    if backend not in base.OF_NODES and n_workers > (n_cpus := limits.usable_cpus()):
         warnings.warn(
             f"{name}={n_workers} is more than the {n_cpus} CPUs that this process may use; they will take turns",
             stacklevel=4,
@@ -101,7 +108,7 @@ def n_workers_of(workers: Any, backend: str, name: str) -> int:
 
 def start_method_of(start_method: Any, mp_context: Any, backend: str) -> str:
     """Return how worker processes start; empty for a backend without that choice."""
-    if backend not in ("processes", "pool", "auto"):
+    if backend not in ("processes", "pool", "auto", *base.OF_NODES):
         for name, value in (("start_method", start_method), ("mp_context", mp_context)):
             if value is not None:
                 raise ValueError(f"{name}={value!r} has no meaning for backend {backend!r}; leave it out")
@@ -151,7 +158,7 @@ def pin_of(pin: Any, backend: str) -> bool:
         return False
     if pin != "cores":
         raise ValueError(f"pin={pin!r} is unknown; pass False or 'cores'")
-    if backend != "processes":
+    if backend not in ("processes", *base.OF_NODES):
         raise ValueError(f"pin={pin!r} needs backend='processes', not {backend!r}")
     return True
 
@@ -245,7 +252,7 @@ def policy_of(on_error: Any, block_timeout: Any, backend: str) -> tuple[bool, fl
         raise ValueError(f"on_error={on_error!r} is unknown; pass 'raise' or 'keep'")
     if block_timeout is None:
         return on_error == "keep", None
-    if backend != "processes":
+    if backend not in ("processes", *base.OF_NODES):
         raise ValueError(f"block_timeout={block_timeout!r} needs backend='processes', which alone can stop a block")
     if isinstance(block_timeout, bool) or not isinstance(block_timeout, (int, float)):
         raise TypeError(f"block_timeout={block_timeout!r} is {type(block_timeout).__name__}; pass seconds")

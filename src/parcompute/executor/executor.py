@@ -7,7 +7,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -107,6 +106,8 @@ class Executor(CallExecutor):
         retries: int = 2,
         worker_output: str = "inherited",
         progress: Any = None,
+        cluster: Any = None,
+        nodes: int | None = None,
     ) -> None:
         super().__init__()
         self.schedule = Schedule.parse(schedule)
@@ -123,6 +124,8 @@ class Executor(CallExecutor):
             retries,
             worker_output,
             arguments.setup_of(initializer, initargs, state),
+            cluster,
+            nodes,
         )
         self._has_state = state is not None
         self._report = arguments.report_of(progress)
@@ -377,7 +380,7 @@ class Executor(CallExecutor):
             self._plan, self._seed, self._failures = job.plan, job.seed, ()
             with reporting(self._report, backend.n_done, job.plan.n_blocks), signals.heard():
                 timeline, self._failures = base.run(backend, job, called_ns)
-            return timeline, replace(job.plan, why=f"{job.plan.why}; {backend.why}") if backend.why else job.plan
+            return timeline, backend.carried_out(job.plan)
 
     def _cut(self, arrays: Sequence[Any], n_items: Any, block_items: Any, halo: Any) -> Plan:
         n_items = arguments.n_items_of(arrays, n_items)

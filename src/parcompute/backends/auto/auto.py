@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parcompute.backends.auto import probe
-from parcompute.backends.base import Call, Options, Trouble, conclude, position
+from parcompute.backends.base import Call, CountsDone, Options, Trouble, conclude, position
 from parcompute.backends.kinds import Kinds
 from parcompute.backends.processes.processes import Processes
 from parcompute.backends.threads import Threads, Walks
@@ -39,7 +39,7 @@ _HAS_CLOCKS = hasattr(time, "pthread_getcpuclockid")
 _NO_CLOCKS = probe.Verdict("processes", "this system has no clocks of threads that tell more")
 
 
-class Auto:
+class Auto(CountsDone):
     """Threads and processes of one executor; the processes take its calls."""
 
     def __init__(self, options: Options) -> None:

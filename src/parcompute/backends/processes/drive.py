@@ -61,6 +61,7 @@ class Drive:
         self.told_arrays: set[Member] = set()
         self.rows: list[npt.NDArray[np.void]] = []
         self.reserve: list[Member] = []
+        self.given_up = False
 
     def run(self) -> None:
         """Have every block computed, or the job given up."""
@@ -83,15 +84,29 @@ class Drive:
         """Whether results may have failed for not being what those of the job before were."""
         return self.expects and any(isinstance(failure.exception, ResultError) for failure in self.failures)
 
+    def learn(self) -> None:
+        """Take note of it for the next job."""
+        self.parcels.learn(self.job, self._all_rows())
+
+    def _all_rows(self) -> npt.NDArray[np.void]:
+        return self.rows[0] if len(self.rows) == 1 else np.concatenate(self.rows)
+
+    def give_up(self) -> None:
+        """End the job after the blocks that are being computed; any thread may say so."""
+        self.given_up = True
+        self.board.stop()
+
     def conclude(self, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Return, or raise, what `parcompute.backends.base.Backend.run` does."""
         troubles = conclude(self.job, self.failures, self.lost)
-        rows = self.rows[0] if len(self.rows) == 1 else np.concatenate(self.rows)
-        self.parcels.learn(self.job, rows)
+        return self.timeline(called_ns), troubles
+
+    def timeline(self, called_ns: int) -> Timeline:
+        """Return what has happened."""
+        rows = self._all_rows()
         members = self.crew.members
         workers = [(m.child.pid, m.ready_ns or self.completed_ns) for m in members for _ in range(self.threads)]
-        found = timeline(called_ns, self.submitted_ns, self.completed_ns, rows, workers, self.timed_deaths)
-        return found, troubles
+        return timeline(called_ns, self.submitted_ns, self.completed_ns, rows, workers, self.timed_deaths)
 
     def _begin(self, pass_: Pass) -> None:
         """Send every worker that is ready on a walk."""
@@ -136,6 +151,8 @@ class Drive:
 
     @property
     def _over(self) -> bool:
+        if self.given_up:
+            return True
         if self.job.keep_going:
             blocks = [failure.block for failure in self.failures] + [loss.block for loss in self.lost]
             return None in blocks  # the job cannot run on any worker
@@ -145,7 +162,8 @@ class Drive:
     def _headless(self) -> bool:
         """Whether block 0 may never say what a result looks like: whoever waits must not wait for it."""
         failed = [failure.block and failure.block.index for failure in self.failures]
-        return self.board.done[0] != WAITING or 0 in failed or bool(self.timed_deaths)
+        first = self.job.plan.block(0).index  # not 0 where the job is a span of another
+        return self.board.done[0] != WAITING or first in failed or bool(self.timed_deaths)
 
     def _step(self) -> bool:
         """Wait for one thing to happen and deal with it; False when the job is over."""
@@ -163,6 +181,8 @@ class Drive:
                     self._begin(self.pass_.again(unfinished))
         elif self._is_complete():
             return False
+        if self.given_up:
+            self._answer()
         reserve, self.reserve = self.reserve, []
         for member, message in self.crew.events(_BRIEF_S if reserve else self.job.look(self._look_at_the_clock())):
             if message is None:
@@ -308,7 +328,7 @@ class Drive:
     def _lost_by(self, index: int, member: Member) -> WorkerLost:
         block, codes = self.job.plan.block(index), tuple(self.deaths[index])
         workers = f"{len(codes)} worker{'s' if len(codes) > 1 else ''}: {', '.join(map(ending, codes))}"
-        what = f"block {index} (items {block.start} to {block.stop - 1}) of kernel {self.job.name} has cost {workers}"
+        what = f"block {block.index} (items {block.start} to {block.stop - 1}) of kernel {self.job.name} has cost {workers}"
         return WorkerLost(f"{what}; {self._last_words(member)}", block, codes)
 
     def _lost_by_job(self, member: Member) -> WorkerLost:

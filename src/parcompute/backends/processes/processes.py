@@ -6,6 +6,7 @@ They take turns.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from typing import Any
@@ -18,7 +19,7 @@ from parcompute.backends.processes.calls import Calls, Turn
 from parcompute.backends.processes.crew import Crew
 from parcompute.backends.processes.drive import Drive, shared_array
 from parcompute.backends.processes.parcels import Parcels
-from parcompute.jobs.job import Job, KernelError
+from parcompute.jobs.job import Job
 from parcompute.machine import signals
 from parcompute.memory import shared
 from parcompute.values.timeline import Timeline
@@ -38,6 +39,7 @@ class Processes(CountsDone):
         self._lock = threading.RLock()
         self._closed = self._ended = False
         self._n_jobs = 0
+        self._driving: Drive | None = None
 
     def wait_until_ready(self) -> int:
         """Return when the last worker process is ready."""
@@ -61,6 +63,10 @@ class Processes(CountsDone):
 
     def run(self, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Compute every block once, those of workers that die again."""
+        return self.compute(job).conclude(called_ns)
+
+    def compute(self, job: Job) -> Drive:
+        """Do so, and return who knows what came of it."""
         self._turn.require_no_callback()
         with self._turn.of_job():
             self._require_crew()
@@ -72,14 +78,26 @@ class Processes(CountsDone):
                     job.outputs.forget_shape()
                     drive = self._drive(job)
                     drive.run()
-                return drive.conclude(called_ns)
-            except (KernelError, WorkerLost):
+                drive.learn()
+                return drive
+            except WorkerLost:
                 raise
             except BaseException:  # Ctrl-C above all: what the workers hold now is of no use to anyone
                 self._crew.kill()
                 raise
             finally:
                 self._running = CountsDone._running
+                self._driving = None
+
+    def give_up(self, *, at_once: bool) -> None:
+        """End the job that another thread runs: after the blocks that are being computed, or with its workers."""
+        if (drive := self._driving) is None:
+            return
+        drive.give_up()
+        if at_once:
+            for member in list(self._crew.members):
+                with contextlib.suppress(OSError):  # it has just ended
+                    member.child.kill()
 
     def _drive(self, job: Job) -> Drive:
         """Return what will have the crew compute a job."""
@@ -87,7 +105,9 @@ class Processes(CountsDone):
         self._n_jobs += 1
         board = self._parcels.board(self._n_jobs % 2, self.n_workers, job.plan)
         self._running = weakref.ref(board)
-        return Drive(self._crew, job, self._n_jobs, self._options, self._parcels, parcel, keep_alive, board)
+        drive = Drive(self._crew, job, self._n_jobs, self._options, self._parcels, parcel, keep_alive, board)
+        self._driving = drive
+        return drive
 
     def _require_crew(self) -> None:
         if self._ended:  # while this thread waited for its turn

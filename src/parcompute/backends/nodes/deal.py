@@ -1,0 +1,451 @@
+"""One job on the nodes: spans are dealt, rows are stored, and what a lost node had is dealt again.
+
+    blocks   │ 0 ─────── │ ─────── │ ────── │ ───── │ ──── │ ─── │ …      spans shrink with what is left
+    node 0   ▓▓▓▓▓▓▓▓▓▓▓           ▓▓▓▓▓▓▓▓         ▓▓▓▓▓▓                one is computed, one is on its way
+    node 1               ▓▓▓▓▓▓▓▓▓          ▓▓▓▓▓▓▓        ▓▓▓▓
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import queue
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from parcompute.backends.base import Trouble, WorkerLost, conclude
+from parcompute.backends.nodes import wire
+from parcompute.backends.nodes.peers import Peer
+from parcompute.jobs import spans
+from parcompute.jobs.job import Failure, Job, is_ctrl_c
+from parcompute.jobs.outputs import ResultError, Rows
+from parcompute.jobs.schedule import DONE, FAILED, WAITING
+from parcompute.machine import signals
+from parcompute.memory import sources
+from parcompute.values.blocks import Plan
+from parcompute.values.timeline import CHUNK_DTYPE, DEATH_DTYPE, NODE_DTYPE, SPAN_DTYPE, WORKER_DTYPE, Timeline
+
+# Spans that a node has at a time: the next one is there when it has computed one.
+_AHEAD = 2
+
+# A span takes at least so many times the way there and back, as far as the node's speed is known.
+_WAYS = 4
+
+# The exit status of processes of which nobody can say how they ended, as in the standard library.
+_UNKNOWN = 255
+
+# If all nodes are gone, others may come within so many seconds: Dask starts a worker again that was killed.
+NOBODY_S = 10.0
+
+
+@dataclass(eq=False)
+class _Sent:
+    """A span on its way."""
+
+    first: int
+    stop: int
+    attempt: int
+    with_shape: bool
+    sent_ns: int
+
+
+class Deal:
+    """One job on the nodes.
+
+    Parameters
+    ----------
+    peers : dict of int to Peer
+        The nodes, which may come and go.
+    number : int
+        Of the job.
+    job : Job
+        What to compute.
+    arrays : wire.Arrays
+        Of the caller.
+    retries : int
+        How many nodes one block may cost.
+    """
+
+    def __init__(self, peers: dict[int, Peer], number: int, job: Job, arrays: wire.Arrays, retries: int, engine: Any):
+        self.inbox: queue.SimpleQueue[tuple[Peer, wire.Message | None]] = queue.SimpleQueue()
+        self._peers, self._number, self._job, self._retries, self._engine = peers, number, job, retries, engine
+        self._done = np.zeros(job.plan.n_blocks, np.uint8)
+        self._told = None if job.world is None else job.world.told(None)
+        light = replace(job.plan, edges=np.array([0, job.plan.n_blocks], np.int64))
+        outputs = copy.copy(job.outputs)
+        if isinstance(outputs, Rows):
+            outputs.plan = light
+        travelling = replace(job, inputs=(), plan=light, outputs=outputs, keeper=None)
+        self._pickled, self.needed = arrays.dumps(travelling, f"kernel {job.name}")
+        self._inputs = tuple(self._referred(array, arrays) for array in job.inputs)
+        self._unseen: dict[Peer, set[int]] = {}
+        self._todo: list[tuple[int, int, int]] = []  # first, stop, attempt
+        self._owed: dict[Peer, list[_Sent]] = {}
+        self._early: list[tuple[Peer, _Sent, dict[str, Any]]] = []
+        self._lost_by_node = np.zeros(0, np.uint8)  # how many nodes each block has cost, once one has
+        self._failures: list[Failure] = []
+        self._lost: list[WorkerLost] = []
+        self._rates: dict[Peer, float] = {}  # blocks per second
+        self._first_worker: dict[Peer, int] = {}
+        self._chunks: list[tuple[Peer, int, npt.NDArray[np.void], npt.NDArray[np.int64]]] = []
+        self._spans: list[tuple[Peer, _Sent, int, int, int]] = []
+        self._deaths: list[tuple[Peer, npt.NDArray[np.void]]] = []
+        self._workers: dict[Peer, npt.NDArray[np.void]] = {}
+        self._stopping = False
+        self._nobody_since_s: float | None = None
+
+    def _referred(self, array: Any, arrays: wire.Arrays) -> Any:
+        if (where := wire.in_file(array)) is not None:
+            return where
+        if sources.is_dataset(array):
+            array = array[()]
+        array = np.asarray(array)
+        if array.nbytes <= wire.KEPT_ABOVE:
+            return np.array(array, order="K") if array.flags.f_contiguous else np.ascontiguousarray(array)
+        kept = arrays.keep(array)
+        self.needed[kept.digest] = array
+        return kept
+
+    @property
+    def n_done(self) -> int:
+        """Number of blocks that are done or have failed."""
+        return int(np.count_nonzero(self._done))
+
+    # --- the run -------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Have every block computed, or the job given up."""
+        self._job.follow(self._done, every_s=0.0)
+        self._todo = [(first, stop, 0) for first, stop in _runs(self._done == WAITING)]
+        self.submitted_ns = time.perf_counter_ns()
+        for peer in list(self._peers.values()):
+            self._enlist(peer)
+        while not self._finished():
+            self._require_somebody()
+            signals.look()
+            try:
+                peer, message = self.inbox.get(timeout=self._job.look())
+            except queue.Empty:
+                continue
+            if message is None:
+                self._buried(peer)
+            elif message[0] == "here":
+                self._enlist(peer)
+            else:
+                getattr(self, f"_on_{message[0]}")(peer, *message[1:])
+        self.completed_ns = time.perf_counter_ns()
+        self._job.look()
+
+    def _finished(self) -> bool:
+        return not any(self._owed.values()) and (self._over or not (self._todo or self._early))
+
+    @property
+    def _over(self) -> bool:
+        if self._job.keep_going:
+            return None in [f.block for f in self._failures] + [loss.block for loss in self._lost]
+        return bool(self._failures or self._lost)
+
+    def _require_somebody(self) -> None:
+        if any(not peer.gone for peer in self._owed):
+            self._nobody_since_s = None
+            return
+        now_s = time.monotonic()
+        self._nobody_since_s = self._nobody_since_s or now_s
+        if now_s - self._nobody_since_s > NOBODY_S:
+            raise WorkerLost(
+                f"no node is left, and none has come within {NOBODY_S:.0f} s: {self._engine.why_nobody()}; "
+                "what has been computed is lost but for a checkpoint"
+            )
+
+    def stop(self, *, at_once: bool) -> None:
+        """Have the nodes leave the job: after the blocks that they compute, or with their workers."""
+        self._stopping = True
+        for peer in self._owed:
+            peer.send("stop", self._number, at_once)
+
+    def forget(self) -> None:
+        """Have them forget it."""
+        for peer in self._owed:
+            peer.send("forget", self._number)
+
+    # --- dealing -------------------------------------------------------------------------------------------
+
+    def _enlist(self, peer: Peer) -> None:
+        if peer in self._owed or peer.node is None or peer.gone:
+            return
+        self._first_worker[peer] = sum(p.node.n_workers for p in self._first_worker if p.node is not None)
+        self._owed[peer] = []
+        self._unseen[peer] = {i for i, one in enumerate(self._inputs) if one is None}
+        peer.ping()
+        peer.supply(self.needed)
+        peer.send("job", self._number, where(), self._told, self._pickled, self._inputs)
+        self._serve(peer)
+
+    def _serve(self, peer: Peer) -> None:
+        while not (self._over or self._stopping or peer.gone) and self._todo and len(self._owed[peer]) < _AHEAD:
+            sent = self._next(peer)
+            self._owed[peer].append(sent)
+            outputs = self._job.outputs
+            shape = (outputs.shape,) if outputs.arrays is not None else None
+            sent.with_shape = shape is not None
+            windows = {i: self._window(i, sent.first, sent.stop) for i in self._unseen[peer]}
+            sent.sent_ns = time.perf_counter_ns()
+            peer.send("span", self._number, sent.first, sent.stop, shape, windows)
+
+    def _next(self, peer: Peer) -> _Sent:
+        """Take the next span from what is left: about a quarter of this node's part of it."""
+        assert peer.node is not None
+        first, stop, attempt = self._todo[0]
+        left = sum(stop - first for first, stop, _ in self._todo)
+        n_workers = sum(p.node.n_workers for p in self._owed if p.node is not None and not p.gone)
+        part = left * peer.node.n_workers / n_workers
+        if self._job.plan.schedule.kind == "static":
+            size = -(-self._job.plan.n_blocks * peer.node.n_workers // n_workers)
+        else:
+            least = min(part, _WAYS * self._rates.get(peer, 0.0) * peer.clock.round_trip_ns / 1e9)
+            size = max(1, int(part / 4), int(least))
+        if attempt:  # of a lost node: a part of it for each, so that what has cost a node is found
+            size = min(size, max(1, -(-(stop - first) // 2)) if self._most_lost(first, stop) < self._retries else 1)
+        size = min(size, stop - first)
+        self._todo[0] = (first + size, stop, attempt)
+        if first + size == stop:
+            del self._todo[0]
+        return _Sent(first, first + size, attempt, False, 0)
+
+    def _window(self, i: int, first: int, stop: int) -> tuple[int, npt.NDArray[Any]]:
+        reach = spans.reach_of(self._job.plan, first, stop)
+        return reach.start, np.require(self._job.inputs[i][reach], requirements=["C", "A"])
+
+    def _take_back(self, first: int, stop: int, attempt: int) -> None:
+        """Deal the blocks of a span again that are not done."""
+        runs = _runs(self._done[first:stop] == WAITING)
+        self._todo[:0] = [(first + begin, first + end, attempt) for begin, end in runs]
+
+    # --- what nodes say ------------------------------------------------------------------------------------
+
+    def _settled(self, peer: Peer, number: int, first: int, stop: int) -> _Sent | None:
+        if number != self._number:
+            return None
+        for sent in self._owed.get(peer, ()):
+            if (sent.first, sent.stop) == (first, stop):
+                self._owed[peer].remove(sent)
+                return sent
+        return None
+
+    def _on_span(self, peer: Peer, number: int, first: int, stop: int, came: dict[str, Any] | None) -> None:
+        if (sent := self._settled(peer, number, first, stop)) is None:
+            return
+        if came is None:
+            self._take_back(first, stop, sent.attempt)
+        elif self._job.outputs.arrays is None and not self._decides(sent, came):
+            self._early.append((peer, sent, came))
+        else:
+            self._place(peer, sent, came)
+            early, self._early = self._early, []
+            for one in early:
+                self._place(*one)
+        self._after()
+        self._serve(peer)
+
+    def _decides(self, sent: _Sent, came: dict[str, Any]) -> bool:
+        """Whether block 0 has said now what a result looks like, or never will; then there are arrays."""
+        outputs = self._job.outputs
+        shape = came["shape"]
+        if sent.first == 0:
+            if came["done"][0] == DONE and shape is not None:
+                outputs.allocate(shape[0], np.empty)
+                return True
+            if any(failure.block is None for failure in came["failures"]) or not self._job.keep_going:
+                return True
+            self._headless = True
+        if getattr(self, "_headless", False):
+            known = sorted(
+                [(s.first, c["shape"]) for _, s, c in [*self._early, (None, sent, came)] if c["shape"] is not None],
+                key=lambda one: one[0],
+            )
+            if known:
+                outputs.allocate(known[0][1][0], np.empty)
+                return True
+            return not self._todo and not any(self._owed.values())
+        return False
+
+    def _place(self, peer: Peer, sent: _Sent, came: dict[str, Any]) -> None:
+        """Store what has come of a span, or have it computed again if it is not what block 0 has said."""
+        outputs, first, stop = self._job.outputs, sent.first, sent.stop
+        if not sent.with_shape and outputs.arrays is not None:
+            odd = any(isinstance(failure.exception, ResultError) for failure in came["failures"])
+            if odd or (came["shape"] is not None and came["shape"][0] != outputs.shape):
+                self._todo.insert(0, (first, stop, sent.attempt))
+                return
+        done = came["done"]
+        if outputs.arrays is not None and came["shape"] is not None:
+            for a, b in _runs(done == DONE):
+                into, out_of = outputs.span(first + a, first + b), outputs.span(a, b)
+                for target, rows in zip(outputs.arrays, came["arrays"], strict=True):
+                    target[into] = rows[out_of]
+        for index, pickled in came["odd"].items():
+            try:
+                outputs.keep(index, pickle.loads(pickled))
+            except BaseException as error:  # whatever the class of a result raises when it is rebuilt here
+                if is_ctrl_c(error):
+                    raise
+                self._failures.append(self._job.failure(self._job.plan.block(index), error))
+                done[index - first] = FAILED
+        self._done[first:stop] = done
+        self._failures += came["failures"]
+        self._lost += came["lost"]
+        for trouble in [*came["failures"], *came["lost"]]:
+            if trouble.block is not None:
+                self._done[trouble.block.index] = FAILED
+        received_ns = time.perf_counter_ns()
+        rows = came["chunks"].copy()
+        rows["attempt"] += sent.attempt
+        self._chunks.append((peer, first, rows, came["edges"]))
+        self._spans.append((peer, sent, came["arrived_ns"], came["finished_ns"], received_ns))
+        self._workers[peer] = came["workers"]
+        if len(came["deaths"]):
+            self._deaths.append((peer, came["deaths"]))
+        self._rates[peer] = (stop - first) / max(1e-9, (came["finished_ns"] - came["arrived_ns"]) / 1e9)
+        if not self._over:
+            self._take_back(first, stop, sent.attempt)
+        self._job.look()
+
+    def _on_lack(self, peer: Peer, number: int, first: int, stop: int, lacking: list[int]) -> None:
+        if (sent := self._settled(peer, number, first, stop)) is not None:
+            self._unseen[peer].update(lacking)
+            self._take_back(first, stop, sent.attempt)
+            self._serve(peer)
+
+    def _on_unseen(self, peer: Peer, number: int, inputs: list[int]) -> None:
+        if number == self._number and peer in self._unseen:
+            self._unseen[peer].update(inputs)
+
+    def _on_lost(self, peer: Peer, number: int, first: int, stop: int, error: WorkerLost) -> None:
+        if self._settled(peer, number, first, stop) is not None:
+            self._lost.append(error)
+            self._after()
+
+    def _on_failed(self, peer: Peer, failure: Failure) -> None:
+        """Take note that a node cannot do its part, and why: a module is not there, memory is short."""
+        self._owed[peer] = []
+        self._failures.append(failure)
+        self._after()
+
+    def _after(self) -> None:
+        if self._over and not self._stopping:
+            self.stop(at_once=False)
+
+    def _buried(self, peer: Peer) -> None:
+        """Deal again what a lost node had."""
+        for sent in reversed(self._owed.get(peer, [])):
+            self._note_loss(sent)
+            self._take_back(sent.first, sent.stop, sent.attempt + 1)
+        if peer not in self._owed:
+            return
+        self._owed[peer] = []
+        deaths = np.zeros(len(peer.pids), DEATH_DTYPE)
+        deaths["worker"] = np.arange(len(peer.pids)) * (self._n_workers(peer) // max(1, len(peer.pids)))
+        deaths["pid"], deaths["exitcode"] = peer.pids, _UNKNOWN
+        deaths["noticed_ns"] = time.perf_counter_ns() - peer.clock.offset(time.perf_counter_ns())[0]
+        self._deaths.append((peer, deaths))
+        for other in self._owed:
+            self._serve(other)
+
+    def _note_loss(self, sent: _Sent) -> None:
+        if not len(self._lost_by_node):
+            self._lost_by_node = np.zeros(self._job.plan.n_blocks, np.uint8)
+        self._lost_by_node[sent.first : sent.stop] += 1
+        if sent.stop - sent.first == 1 and self._lost_by_node[sent.first] > self._retries:
+            block = self._job.plan.block(sent.first)
+            what = f"block {block.index} (items {block.start} to {block.stop - 1}) of kernel {self._job.name}"
+            codes = (_UNKNOWN,) * int(self._lost_by_node[sent.first])
+            self._lost.append(WorkerLost(f"{what} has cost {len(codes)} nodes", block, codes))
+            self._done[sent.first] = FAILED
+            self._after()
+
+    def _most_lost(self, first: int, stop: int) -> int:
+        return int(self._lost_by_node[first:stop].max(initial=0)) if len(self._lost_by_node) else 0
+
+    # --- what happened -------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _n_workers(peer: Peer) -> int:
+        return peer.node.n_workers if peer.node is not None else 0
+
+    def plan(self) -> Plan:
+        """Return the plan with the chunks that it was carried out in."""
+        edges = {0, self._job.plan.n_blocks}
+        for _, first, _, cut in self._chunks:
+            edges.update((first + cut).tolist())
+        return replace(self._job.plan, edges=np.array(sorted(edges), np.int64))
+
+    def conclude(self, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
+        """Return, or raise, what `parcompute.backends.base.Backend.run` does."""
+        troubles = conclude(self._job, self._failures, self._lost)
+        return self._timeline(called_ns), troubles
+
+    def _timeline(self, called_ns: int) -> Timeline:
+        middle_ns = (called_ns + self.completed_ns) // 2
+        clocks = {peer: peer.clock.offset(middle_ns) for peer in self._owed}
+        all_edges = self.plan().edges
+        chunks = []
+        for peer, first, rows, edges in self._chunks:
+            rows["chunk"] = np.searchsorted(all_edges, first + edges[rows["chunk"]], side="right") - 1
+            rows["worker"] += self._first_worker[peer]
+            for name in ("started_ns", "finished_ns", "stored_ns"):
+                rows[name] += clocks[peer][0]
+            chunks.append(rows)
+        order = {peer: number for number, peer in enumerate(self._owed)}
+        workers, deaths, nodes = [], [], np.zeros(len(order), NODE_DTYPE)
+        for peer, number in order.items():
+            table = self._workers.get(peer)
+            if table is None:
+                table = np.zeros(self._n_workers(peer), WORKER_DTYPE)
+                table["pid"] = np.repeat(peer.pids, len(table) // len(peer.pids))
+                table["ready_ns"] = peer.ready_ns
+            table = table.copy()
+            table["worker"] = self._first_worker[peer] + np.arange(len(table))
+            table["ready_ns"] += clocks[peer][0]
+            workers.append(table)
+            nodes[number] = (number, self._first_worker[peer], len(table), *clocks[peer])
+        for peer, rows in self._deaths:
+            rows = rows.copy()
+            rows["worker"] += self._first_worker[peer]
+            rows["noticed_ns"] += clocks[peer][0]
+            deaths.append(rows)
+        found = [
+            (order[p], s.first, s.stop, s.sent_ns, arrived + clocks[p][0], finished + clocks[p][0], received)
+            for p, s, arrived, finished, received in self._spans
+        ]
+        return Timeline(
+            called_ns,
+            self.submitted_ns,
+            self.completed_ns,
+            np.concatenate([np.zeros(0, CHUNK_DTYPE), *chunks]),
+            np.concatenate([np.zeros(0, WORKER_DTYPE), *workers]),
+            np.concatenate([np.zeros(0, DEATH_DTYPE), *deaths]),
+            nodes=nodes,
+            spans=np.array(found, SPAN_DTYPE),
+        )
+
+
+def where() -> tuple[str, tuple[str, ...]]:
+    """Return the folder and the path on which this process finds its modules."""
+    import os
+    import sys
+
+    try:
+        return os.getcwd(), tuple(sys.path)
+    except FileNotFoundError:
+        return "", tuple(sys.path)
+
+
+def _runs(wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Yield the runs of True: first, and one behind the last."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8)))
+    return iter(list(zip(edges[0::2].tolist(), edges[1::2].tolist(), strict=True)))
