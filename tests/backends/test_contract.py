@@ -30,10 +30,12 @@ MEDIA = {
     **{f"processes-{method}": {"backend": "processes", "start_method": method} for method in METHODS},
     **{f"pool-{method}": {"backend": "pool", "start_method": method} for method in METHODS},
     "joblib": {"backend": "joblib"},
+    "mpi": {"backend": "mpi"},
+    "dask": {"backend": "dask"},
 }
 # How a worker was started changes nothing in how it computes, fails and answers, but for what a forked one has in
 # memory: where each test needs workers of its own, one method does for an engine, and two for ours.
-ENGINES = ["serial", "threads", "auto", "processes-fork", "processes-forkserver", "pool-fork", "joblib"]
+ENGINES = ["serial", "threads", "auto", "processes-fork", "processes-forkserver", "pool-fork", "joblib", "mpi", "dask"]
 # A job of "auto" that cannot travel stays with the threads.
 IN_PROCESSES = [name for name in ENGINES if name not in ("serial", "threads", "auto")]
 of_each_engine = pytest.mark.parametrize("medium", ENGINES, indirect=True)
@@ -42,7 +44,7 @@ SCHEDULES = ("static", "static,3", "dynamic,1", "dynamic,7", "dynamic,1000", "gu
 
 def opened(medium, workers=2, **options):
     """Return an executor; `serial` has one worker whatever is asked for."""
-    workers = 1 if medium == "serial" else workers
+    workers = 1 if medium == "serial" else -(-workers // 2) if medium == "dask" else workers  # on two nodes
     more_than_cpus = workers > limits.usable_cpus()
     with pytest.warns(UserWarning, match="take turns") if more_than_cpus else contextlib.nullcontext():
         return pc.Executor(workers, **MEDIA[medium], **options)
@@ -51,7 +53,23 @@ def opened(medium, workers=2, **options):
 @pytest.fixture(scope="module", params=MEDIA)
 def medium(request):
     """Each backend under each start method."""
-    return request.param
+    with connected(request.param):
+        yield request.param
+
+
+@contextlib.contextmanager
+def connected(medium):
+    """Have what connects nodes, which is not an executor's own."""
+    if medium == "mpi":
+        pytest.importorskip("mpi4py.MPI", exc_type=ImportError)  # opens files that stay open until the program ends
+        yield
+    elif medium == "dask":
+        distributed = pytest.importorskip("distributed")
+        options = {"threads_per_worker": 1, "dashboard_address": None, "processes": True}
+        with distributed.LocalCluster(n_workers=2, **options) as cluster, distributed.Client(cluster):
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import collections
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,6 @@ class Post:
         self._news = threading.Event()
         self._sending: list[tuple[Any, Any]] = []
         self._closing = False
-        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="parcompute-mpi", daemon=True)
         self._thread.start()
 
@@ -71,6 +71,13 @@ class Post:
             self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._move()
+        except BaseException:  # without this thread all ranks would wait for each other for ever
+            traceback.print_exc()
+            self._comm.Abort(1)
+
+    def _move(self) -> None:
         last_s = time.perf_counter()
         while True:
             moved = self._send_all() | self._receive()
@@ -157,7 +164,7 @@ class _Ranks:
         self._local = Local(0, heard, shares(_places())[0])
         heard(0, ("joined",))
         if self._n_nodes > 1:
-            _served[0].listen(heard)
+            self._executor = _served[0].listen(heard)
             for rank in range(1, self._n_nodes):
                 heard(rank, ("joined",))
 
@@ -166,7 +173,7 @@ class _Ranks:
         if number == 0:
             self._local.send(message)
         else:
-            _served[0].post.send(number, message)
+            _served[0].post.send(number, (self._executor, message))
 
     def look(self) -> None:
         """Nothing: ranks neither come nor go."""
@@ -176,10 +183,10 @@ class _Ranks:
         return "its rank has ended"
 
     def close(self) -> None:
-        """Let go of the ranks: they serve the next executor."""
+        """Let go of the ranks, which go on to serve others."""
         self._local.close()
         if self._n_nodes > 1:
-            _served[0].quiet(range(1, self._n_nodes))
+            _served[0].quiet(self._executor)
 
 
 class MPI(Nodes):
@@ -243,33 +250,29 @@ class Service:
     """What rank 0 has of the others while its script runs."""
 
     def __init__(self) -> None:
-        self._heard: Callable[[int, wire.Message | None], None] | None = None
+        self._heard: dict[int, Callable[[int, wire.Message | None], None]] = {}  # by executor
+        self._n = 0
         self.post = Post(_world(), self._hear)
 
-    def listen(self, heard: Callable[[int, wire.Message | None], None]) -> None:
-        """Have an executor hear the ranks.
+    def listen(self, heard: Callable[[int, wire.Message | None], None]) -> int:
+        """Have an executor hear the ranks; return its number."""
+        self._n += 1
+        self._heard[self._n] = heard
+        return self._n
 
-        Raises
-        ------
-        RuntimeError
-            If another one has them.
-        """
-        if self._heard is not None:
-            raise RuntimeError("the ranks serve another executor; close that one first")
-        self._heard = heard
-
-    def quiet(self, ranks: range) -> None:
-        """Have nobody hear them any more."""
-        self._heard = None
+    def quiet(self, executor: int) -> None:
+        """Have an executor hear nothing any more."""
+        del self._heard[executor]
 
     def _hear(self, rank: int, message: wire.Message) -> None:
-        if (heard := self._heard) is not None:
-            heard(rank, message)
+        executor, said = message
+        if (heard := self._heard.get(executor)) is not None:
+            heard(rank, said)
 
     def close(self) -> None:
         """Let all ranks end."""
         for rank in range(1, _world().Get_size()):
-            self.post.send(rank, ("end",))
+            self.post.send(rank, (0, ("end",)))
         self.post.close()
 
 
@@ -287,24 +290,24 @@ def serve() -> None:
     world = _world()
     n_cpus = gather()[world.Get_rank()]
     over = threading.Event()
-    server: list[Server] = []
+    servers: dict[int, Server] = {}  # by executor
 
     def heard(_: int, message: wire.Message) -> None:
-        if message[0] == "end":
+        executor, said = message
+        if said[0] == "end":
             over.set()
-        elif message[0] == "hello":  # of an executor; the one before has been closed
-            for one in server:
-                one.close()
-            server[:] = [Server(lambda answer: post.send(0, answer), n_cpus, patience_s=None)]
-            server[0].hear(message)
-        elif server:
-            server[0].hear(message)
+            return
+        if said[0] == "hello":
+            for number in [number for number, server in servers.items() if server.ended]:
+                del servers[number]
+            servers[executor] = Server(lambda answer: post.send(0, (executor, answer)), n_cpus, patience_s=None)
+        servers[executor].hear(said)
 
     post = Post(world, heard)
     over.wait()
-    for one in server:
-        one.close()
-        one.join()
+    for server in servers.values():
+        server.close()
+        server.join()
     post.close()
 
 

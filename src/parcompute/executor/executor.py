@@ -21,6 +21,7 @@ from parcompute.jobs.partials import Combine, Partials
 from parcompute.jobs.world import World
 from parcompute.machine import signals
 from parcompute.values.blocks import Plan, Schedule
+from parcompute.values.nodes import Node
 from parcompute.values.timeline import Timeline
 
 _T = TypeVar("_T")
@@ -51,7 +52,8 @@ class Executor(CallExecutor):
     backend : str
         ``"processes"`` (self-scheduled worker processes), ``"serial"``, ``"threads"``, ``"pool"``
         (`multiprocessing.Pool`), ``"joblib"``, or one that a package has registered. Each gives the same bits.
-        ``"auto"`` finds out on the first blocks of a kernel whether threads or processes serve it better.
+        ``"auto"`` finds out on the first blocks of a kernel whether threads or processes serve it better. ``"dask"``
+        and ``"mpi"`` compute on several hosts, see docs/nodes.md; `workers` are those of each.
     threads_per_worker : int
         Threads that compute in each worker process (``"processes"`` only).
     schedule : str
@@ -73,6 +75,10 @@ class Executor(CallExecutor):
     progress : callable or True, optional
         ``progress(n_done, n_blocks)`` is called ten times a second while a job runs, from a thread of its own;
         True draws a bar on a terminal.
+    cluster : distributed.Client, cluster or str, optional
+        Of the backend ``"dask"``; a string is an address or a scheduler file. None is the program's client.
+    nodes : int, optional
+        How many of the nodes that are there; None is all.
 
     Raises
     ------
@@ -159,6 +165,12 @@ class Executor(CallExecutor):
     def worker_pids(self) -> tuple[int, ...]:
         """Process ids of the workers, for profilers and debuggers."""
         return self._usable().pids()
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The hosts on which the backends ``"dask"`` and ``"mpi"`` compute; none for the others, which have this one."""
+        found: tuple[Node, ...] = getattr(self._usable(), "nodes", ())
+        return found
 
     @property
     def timeline(self) -> Timeline:

@@ -33,8 +33,10 @@ from parcompute.values.timeline import CHUNK_DTYPE, DEATH_DTYPE, NODE_DTYPE, SPA
 # Spans that a node has at a time: the next one is there when it has computed one.
 _AHEAD = 2
 
-# A span takes at least so many times the way there and back, as far as the node's speed is known.
-_WAYS = 4
+# How long a span takes, as far as the speed of its node is known: so many times the way there and back at least, and
+# not so short that dealing costs more than a few per cent; not so long that much is lost with a node, or between two
+# looks at a checkpoint. The first, of which nothing is known, is a small part.
+_WAYS, _LEAST_S, _MOST_S, _FIRST_PART = 4, 0.02, 5.0, 32
 
 # The exit status of processes of which nobody can say how they ended, as in the standard library.
 _UNKNOWN = 255
@@ -91,12 +93,13 @@ class Deal:
         self._failures: list[Failure] = []
         self._lost: list[WorkerLost] = []
         self._rates: dict[Peer, float] = {}  # blocks per second
+        self._finished_ns: dict[Peer, int] = {}  # when a node has finished its last span, on its clock
         self._first_worker: dict[Peer, int] = {}
         self._chunks: list[tuple[Peer, int, npt.NDArray[np.void], npt.NDArray[np.int64]]] = []
         self._spans: list[tuple[Peer, _Sent, int, int, int]] = []
         self._deaths: list[tuple[Peer, npt.NDArray[np.void]]] = []
         self._workers: dict[Peer, npt.NDArray[np.void]] = {}
-        self._stopping = False
+        self._stopping = self._headless = False
         self._nobody_since_s: float | None = None
 
     def _referred(self, array: Any, arrays: wire.Arrays) -> Any:
@@ -207,8 +210,13 @@ class Deal:
         if self._job.plan.schedule.kind == "static":
             size = -(-self._job.plan.n_blocks * peer.node.n_workers // n_workers)
         else:
-            least = min(part, _WAYS * self._rates.get(peer, 0.0) * peer.clock.round_trip_ns / 1e9)
-            size = max(1, int(part / 4), int(least))
+            rate = self._rates.get(peer)
+            if rate is None:
+                size = max(peer.node.n_workers, int(part / _FIRST_PART))
+            else:
+                worth = rate * max(_LEAST_S, _WAYS * peer.clock.round_trip_ns / 1e9)
+                size = int(min(max(part / 4, min(worth, part), worth / 4), rate * _MOST_S))
+            size = max(1, size)
         if attempt:  # of a lost node: a part of it for each, so that what has cost a node is found
             size = min(size, max(1, -(-(stop - first) // 2)) if self._most_lost(first, stop) < self._retries else 1)
         size = min(size, stop - first)
@@ -263,7 +271,7 @@ class Deal:
             if any(failure.block is None for failure in came["failures"]) or not self._job.keep_going:
                 return True
             self._headless = True
-        if getattr(self, "_headless", False):
+        if self._headless:
             known = sorted(
                 [(s.first, c["shape"]) for _, s, c in [*self._early, (None, sent, came)] if c["shape"] is not None],
                 key=lambda one: one[0],
@@ -310,7 +318,9 @@ class Deal:
         self._workers[peer] = came["workers"]
         if len(came["deaths"]):
             self._deaths.append((peer, came["deaths"]))
-        self._rates[peer] = (stop - first) / max(1e-9, (came["finished_ns"] - came["arrived_ns"]) / 1e9)
+        begun_ns = max(came["arrived_ns"], self._finished_ns.get(peer, 0))
+        self._finished_ns[peer] = came["finished_ns"]
+        self._rates[peer] = (stop - first) / max(1e-9, (came["finished_ns"] - begun_ns) / 1e9)
         if not self._over:
             self._take_back(first, stop, sent.attempt)
         self._job.look()

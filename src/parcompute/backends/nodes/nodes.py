@@ -92,7 +92,7 @@ class Nodes(CountsDone, StoresHere):
         self._closing = self._ended = False
         self._events: queue.SimpleQueue[tuple[int, wire.Message | None]] = queue.SimpleQueue()
         setup = options.setup
-        self._greeting = pickle.dumps(replace(options, setup=Setup()))
+        self._greeting = pickle.dumps(replace(options, setup=Setup(), cluster=None))
         self._setup, self._setup_needs = (
             self._arrays.dumps((setup.initializer, setup.initargs, setup.state), "what the workers are set up with")
             if setup
@@ -264,9 +264,9 @@ class Nodes(CountsDone, StoresHere):
         self._events.put((number, message))
 
     def _greet(self, peer: Peer) -> None:
+        peer.send("hello", facts.versions(), self._greeting, where())
         for _ in range(4):
             peer.ping()
-        peer.send("hello", facts.versions(), self._greeting, where())
         peer.supply(self._setup_needs)
         peer.send("setup", self._setup)
 

@@ -95,6 +95,11 @@ class Server:
                 self._crew.give_up(at_once=True)
             self._queue.put((0, "quit"))  # wakes the thread
 
+    @property
+    def ended(self) -> bool:
+        """Whether its crew has ended."""
+        return not self._thread.is_alive()
+
     def join(self, timeout_s: float | None = None) -> None:
         """Wait until the crew has ended."""
         if self._thread is not threading.current_thread():

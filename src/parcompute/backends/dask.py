@@ -1,0 +1,288 @@
+"""Nodes on Dask: each worker process of a cluster is one, and the scheduler says who is there.
+
+    caller ── Nodes ──► one connection to each worker, of Dask's own kind, with its TLS ──► Server ──► crew
+
+No Dask task is made: a handler is installed in each worker, and takes over the connection that asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from parcompute.backends.base import Options
+from parcompute.backends.nodes import wire
+from parcompute.backends.nodes.nodes import Nodes
+from parcompute.backends.nodes.server import Server
+
+# The name of the handler in Dask's workers.
+_HANDLER = "parcompute"
+
+# A scheduler that has not answered within so many seconds is not there.
+_CONNECT_S = 10.0
+
+
+class _Workers:
+    """The engine: the workers of a Dask cluster."""
+
+    def __init__(self, cluster: Any, n_nodes: int | None) -> None:
+        self._client, self._own = _client_of(cluster)
+        self._n_nodes = n_nodes
+        self._numbers: dict[str, int] = {}  # of the workers, by address
+        self._links: dict[int, _Link] = {}
+        self._n = 0
+        self._looking = False
+        self._closed = False
+        self._error = ""
+
+    def open(self, heard: Callable[[int, wire.Message | None], None]) -> None:
+        """Connect to the workers that are there."""
+        self._heard = heard
+        with _in_words(self._client):
+            self._client.sync(self._find, True)
+        if self._n_nodes is not None and len(self._links) < self._n_nodes:
+            n = len(self._links)
+            self.close()
+            raise ValueError(f"nodes={self._n_nodes}, but the Dask cluster has {n} workers; scale it up first")
+
+    def send(self, number: int, message: wire.Message) -> None:
+        """Send a message."""
+        if (link := self._links.get(number)) is not None:
+            link.send(message)
+
+    def look(self) -> None:
+        """Connect to workers that have come."""
+        if not (self._looking or self._closed):
+            self._looking = True
+            with contextlib.suppress(RuntimeError):  # the client is being closed
+                self._client.loop.add_callback(self._find, False)
+
+    async def _find(self, first: bool) -> None:
+        try:
+            found = (await self._client.scheduler.identity())["workers"]
+            self._error = ""
+            for address in [address for address in self._numbers if address not in found]:
+                del self._numbers[address]
+            new = [address for address in sorted(found) if address not in self._numbers]
+            if self._n_nodes is not None:
+                new = new[: max(0, self._n_nodes - len(self._links))]
+            if new:
+                await self._install(new)
+            for address in new:
+                await self._connect(address)
+        except Exception as error:
+            if first:
+                raise
+            self._error = f"the scheduler does not answer ({type(error).__name__}: {error})"
+        finally:
+            self._looking = False
+
+    async def _install(self, addresses: list[str]) -> None:
+        answers = await self._client._run(install, workers=addresses, on_error="return")
+        for address, answer in answers.items():
+            if isinstance(answer, BaseException):
+                raise RuntimeError(
+                    f"the Dask worker {address} cannot serve: {type(answer).__name__}: {answer}; install the same "
+                    "parcompute there as here, with the extra dask"
+                ) from answer
+
+    async def _connect(self, address: str) -> None:
+        from distributed.comm import connect
+
+        arguments = self._client.connection_args
+        try:
+            comm = await connect(address, timeout=_CONNECT_S, **arguments)
+        except OSError as error:
+            raise RuntimeError(
+                f"this program does not reach the Dask worker {address} ({error}), which the scheduler has; run it "
+                "where the workers can be reached"
+            ) from error
+        await comm.write({"op": _HANDLER, "reply": False})
+        number, self._n = self._n, self._n + 1
+        self._numbers[address] = number
+
+        def heard(message: wire.Message | None) -> None:
+            if message is None:
+                self._links.pop(number, None)
+                if self._numbers.get(address) == number and not self._closed:
+                    del self._numbers[address]  # if the worker is there all the same, it is asked again
+            self._heard(number, message)
+
+        self._links[number] = link = _Link(comm, heard, self._client.loop)
+        self._heard(number, ("joined",))
+        link.begin()
+
+    def why_nobody(self) -> str:
+        """Say what the scheduler says."""
+        scheduler = getattr(self._client.scheduler, "address", "?")
+        if self._error or self._client.status != "running":
+            return f"the Dask scheduler at {scheduler} is gone: {self._error or self._client.status}"
+        return f"the Dask scheduler at {scheduler} knows no worker that can be reached"
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._closed = True
+        with contextlib.suppress(Exception):  # of a loop that has ended
+            self._client.sync(self._hang_up)
+        for one in reversed(self._own):
+            with contextlib.suppress(Exception):
+                one.close()
+
+    async def _hang_up(self) -> None:
+        await asyncio.gather(*(link.hang_up() for link in list(self._links.values())), return_exceptions=True)
+
+
+class _Link:
+    """A connection to one worker, as either side has it: one task writes, one reads."""
+
+    def __init__(self, comm: Any, heard: Callable[[wire.Message | None], None], loop: Any) -> None:
+        self._comm, self._heard, self._loop = comm, heard, loop
+        self._outbox: asyncio.Queue[wire.Message | None] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._gone = False
+
+    def begin(self) -> None:
+        """Write and read; in the thread of the loop."""
+        self._tasks = [asyncio.ensure_future(self._write()), asyncio.ensure_future(self._read())]
+
+    def send(self, message: wire.Message) -> None:
+        """Send a message; from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.add_callback(self._outbox.put_nowait, message)
+
+    async def _write(self) -> None:
+        from distributed.protocol import to_serialize
+
+        with contextlib.suppress(OSError):
+            while (message := await self._outbox.get()) is not None:
+                head, buffers = wire.pack(message)
+                arrays = [to_serialize(np.frombuffer(buffer, np.uint8)) for buffer in buffers]
+                await self._comm.write({"head": to_serialize(np.frombuffer(head, np.uint8)), "buffers": arrays})
+                del message, head, buffers, arrays
+        self._lose()
+
+    async def _read(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                came = await self._comm.read()
+                self._heard(wire.unpack(came["head"].tobytes(), came["buffers"]))
+                del came
+        self._lose()
+
+    def _lose(self) -> None:
+        if not self._gone:
+            self._gone = True
+            self._comm.abort()
+            self._outbox.put_nowait(None)
+            self._heard(None)
+
+    async def hang_up(self) -> None:
+        """Send what waits, and close."""
+        self._outbox.put_nowait(None)
+        with contextlib.suppress(asyncio.TimeoutError, OSError):
+            await asyncio.wait_for(asyncio.shield(self._tasks[0]), _CONNECT_S)
+
+    async def ended(self) -> None:
+        """Wait until the connection is gone."""
+        await asyncio.gather(*self._tasks)
+
+
+class Dask(Nodes):
+    """Nodes on Dask."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options, _Workers(options.cluster, options.n_nodes))
+
+
+# --- the caller's side of Dask -----------------------------------------------------------------------------
+
+
+def _client_of(cluster: Any) -> tuple[Any, list[Any]]:
+    """Return a client of a cluster, and what has been made for it.
+
+    Parameters
+    ----------
+    cluster : distributed.Client, a cluster, or str
+        A string is an address, or the path of a scheduler file. None is the client that the program has, or the
+        scheduler file that `parcompute submit` names, or a cluster on this host.
+    """
+    try:
+        import distributed
+    except ImportError as error:
+        raise ImportError("backend='dask' needs Dask: pip install 'parcompute[dask]'") from error
+    if cluster is None:
+        with contextlib.suppress(ValueError):
+            return distributed.get_client(), []
+        cluster = os.environ.get("PARCOMPUTE_SCHEDULER_FILE")
+    if isinstance(cluster, distributed.Client):
+        if cluster.asynchronous:
+            raise TypeError("cluster is an asynchronous Client; pass one with asynchronous=False")
+        return cluster, []
+    own: list[Any] = []
+    with _in_words(cluster):
+        if cluster is None:
+            own.append(distributed.LocalCluster(dashboard_address=None))
+            client = distributed.Client(own[0])
+        elif isinstance(cluster, str) and "://" not in cluster and os.path.exists(cluster):
+            client = distributed.Client(scheduler_file=cluster, timeout=_CONNECT_S)
+        elif isinstance(cluster, str) or hasattr(cluster, "scheduler_address"):
+            client = distributed.Client(cluster, timeout=_CONNECT_S)
+        else:
+            raise TypeError(
+                f"cluster={cluster!r} is {type(cluster).__name__}; pass a distributed.Client, a cluster, an address "
+                "such as 'tcp://host:8786', or a scheduler file"
+            )
+    return client, [*own, client]
+
+
+@contextlib.contextmanager
+def _in_words(cluster: Any) -> Any:
+    try:
+        yield
+    except OSError as error:
+        raise ConnectionError(f"there is no Dask scheduler at {cluster}: {error}") from error
+
+
+# --- the worker's side -------------------------------------------------------------------------------------
+
+
+def install(dask_worker: Any) -> None:
+    """Have a Dask worker serve whoever asks for it."""
+    dask_worker.handlers[_HANDLER] = _Handler(dask_worker)
+
+
+class _Handler:
+    """Takes over a connection, and serves its caller until it is gone."""
+
+    __name__ = _HANDLER
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+
+    async def __call__(self, comm: Any, **_: Any) -> Any:
+        from distributed.core import Status
+
+        loop = self._worker.loop
+        gone = threading.Event()
+
+        def heard(message: wire.Message | None) -> None:
+            if message is None:
+                gone.set()
+                server.close()
+            else:
+                server.hear(message)
+
+        link = _Link(comm, heard, loop)
+        server = Server(link.send, self._worker.state.nthreads)
+        link.begin()
+        try:
+            await link.ended()
+        finally:
+            server.close()
+        return Status.dont_reply
