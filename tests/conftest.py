@@ -288,9 +288,16 @@ def open_descriptors():
         if int(name) not in lines:
             with suppress(FileNotFoundError):  # the descriptor that listed the folder
                 target = os.readlink(folder / name)
-                # matplotlib keeps its fonts open, multiprocessing the memory of its Arrays
-                if not (target.endswith(".ttf") or "/pym-" in target):
+                # matplotlib keeps its fonts open, multiprocessing the memory of its Arrays; a Dask client opens and
+                # closes connections as it likes
+                if not (target.endswith(".ttf") or "/pym-" in target or (target.startswith("socket:") and has_dask())):
                     yield int(name), target
+
+
+def has_dask():
+    """Tell whether this program has a client of Dask."""
+    distributed = sys.modules.get("distributed")
+    return distributed is not None and distributed.client._get_global_client() is not None
 
 
 def entries(folder):

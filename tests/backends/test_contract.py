@@ -65,8 +65,10 @@ def connected(medium):
         yield
     elif medium == "dask":
         distributed = pytest.importorskip("distributed")
-        options = {"threads_per_worker": 1, "dashboard_address": None, "processes": True}
+        options = {"threads_per_worker": 1, "dashboard_address": ":0", "processes": True}
         with distributed.LocalCluster(n_workers=2, **options) as cluster, distributed.Client(cluster):
+            with pc.Executor(1, backend="dask") as executor:  # what Dask opens, and starts, once
+                executor.submit(len, ()).result()
             yield
     else:
         yield

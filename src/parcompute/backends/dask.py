@@ -20,6 +20,7 @@ from parcompute.backends.base import Options
 from parcompute.backends.nodes import wire
 from parcompute.backends.nodes.nodes import Nodes
 from parcompute.backends.nodes.server import Server
+from parcompute.machine import limits
 
 # The name of the handler in Dask's workers.
 _HANDLER = "parcompute"
@@ -210,7 +211,7 @@ def _client_of(cluster: Any) -> tuple[Any, list[Any]]:
     ----------
     cluster : distributed.Client, a cluster, or str
         A string is an address, or the path of a scheduler file. None is the client that the program has, or the
-        scheduler file that `parcompute submit` names, or a cluster on this host.
+        scheduler file that `parcompute submit` names, or a cluster of this process.
     """
     try:
         import distributed
@@ -227,7 +228,10 @@ def _client_of(cluster: Any) -> tuple[Any, list[Any]]:
     own: list[Any] = []
     with _in_words(cluster):
         if cluster is None:
-            own.append(distributed.LocalCluster(dashboard_address=None))
+            # In this process: the node has its crew anyway, and the program need not be one that can be imported.
+            n_cpus = limits.usable_cpus()
+            options = {"processes": False, "threads_per_worker": n_cpus, "dashboard_address": ":0"}
+            own.append(distributed.LocalCluster(n_workers=1, **options))
             client = distributed.Client(own[0])
         elif isinstance(cluster, str) and "://" not in cluster and os.path.exists(cluster):
             client = distributed.Client(scheduler_file=cluster, timeout=_CONNECT_S)
