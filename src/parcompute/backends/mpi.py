@@ -149,7 +149,9 @@ class _Ranks:
         world = _world()
         self._size = world.Get_size()
         if world.Get_rank() != 0:
-            raise RuntimeError("backend='mpi' is for the script of rank 0: mpiexec -n N python -m parcompute.mpi script.py")
+            raise RuntimeError(
+                "backend='mpi' is for the script of rank 0: mpiexec -n N python -m parcompute.mpi script.py"
+            )
         if self._size > 1 and not _served:
             raise RuntimeError(
                 f"this program is one of {self._size} MPI ranks, and the others do not serve: start it by "
@@ -204,7 +206,9 @@ def _world() -> Any:
             "backend='mpi' needs mpi4py and an MPI: pip install 'parcompute[mpi]' mpich (or the MPI of your cluster)"
         ) from error
     except RuntimeError as error:  # mpi4py is there, and no library of an MPI
-        raise ImportError(f"mpi4py finds no MPI: {error}; pip install mpich, or load the module of your cluster") from error
+        raise ImportError(
+            f"mpi4py finds no MPI: {error}; pip install mpich, or load the module of your cluster"
+        ) from error
     return MPI.COMM_WORLD
 
 

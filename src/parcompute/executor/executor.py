@@ -168,7 +168,7 @@ class Executor(CallExecutor):
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """The hosts on which the backends ``"dask"`` and ``"mpi"`` compute; none for the others, which have this one."""
+        """The hosts on which ``"dask"`` and ``"mpi"`` compute; none for the others, which have this one."""
         found: tuple[Node, ...] = getattr(self._usable(), "nodes", ())
         return found
 

@@ -44,9 +44,7 @@ class SpanPlan(Plan):
         items = items_of(plan, first, stop)
         edges = plan.schedule.edges(stop - first, n_workers)
         n_items = items.stop - items.start
-        return cls(
-            n_items, plan.block_items, plan.halo, plan.schedule, n_workers, edges, plan.why, first, plan.n_items
-        )
+        return cls(n_items, plan.block_items, plan.halo, plan.schedule, n_workers, edges, plan.why, first, plan.n_items)
 
     @property
     def block(self) -> Callable[[int], Block]:

@@ -1,8 +1,8 @@
 """One job on the nodes: spans are dealt, rows are stored, and what a lost node had is dealt again.
 
-    blocks   │ 0 ─────── │ ─────── │ ────── │ ───── │ ──── │ ─── │ …      spans shrink with what is left
-    node 0   ▓▓▓▓▓▓▓▓▓▓▓           ▓▓▓▓▓▓▓▓         ▓▓▓▓▓▓                one is computed, one is on its way
-    node 1               ▓▓▓▓▓▓▓▓▓          ▓▓▓▓▓▓▓        ▓▓▓▓
+blocks   │ 0 ─────── │ ─────── │ ────── │ ───── │ ──── │ ─── │ …      spans shrink with what is left
+node 0   ▓▓▓▓▓▓▓▓▓▓▓           ▓▓▓▓▓▓▓▓         ▓▓▓▓▓▓                one is computed, one is on its way
+node 1               ▓▓▓▓▓▓▓▓▓          ▓▓▓▓▓▓▓        ▓▓▓▓
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from parcompute.backends.base import Trouble, WorkerLost, conclude
 from parcompute.backends.nodes import wire
 from parcompute.backends.nodes.peers import Peer
+from parcompute.backends.nodes.story import Story
 from parcompute.jobs import spans
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.outputs import ResultError, Rows
@@ -28,7 +29,7 @@ from parcompute.jobs.schedule import DONE, FAILED, WAITING
 from parcompute.machine import signals
 from parcompute.memory import sources
 from parcompute.values.blocks import Plan
-from parcompute.values.timeline import CHUNK_DTYPE, DEATH_DTYPE, NODE_DTYPE, SPAN_DTYPE, WORKER_DTYPE, Timeline
+from parcompute.values.timeline import Timeline
 
 # Spans that a node has at a time: the next one is there when it has computed one.
 _AHEAD = 2
@@ -39,7 +40,7 @@ _AHEAD = 2
 _WAYS, _LEAST_S, _MOST_S, _FIRST_PART = 4, 0.02, 5.0, 32
 
 # The exit status of processes of which nobody can say how they ended, as in the standard library.
-_UNKNOWN = 255
+UNKNOWN = 255
 
 # If all nodes are gone, others may come within so many seconds: Dask starts a worker again that was killed.
 NOBODY_S = 10.0
@@ -94,11 +95,7 @@ class Deal:
         self._lost: list[WorkerLost] = []
         self._rates: dict[Peer, float] = {}  # blocks per second
         self._finished_ns: dict[Peer, int] = {}  # when a node has finished its last span, on its clock
-        self._first_worker: dict[Peer, int] = {}
-        self._chunks: list[tuple[Peer, int, npt.NDArray[np.void], npt.NDArray[np.int64]]] = []
-        self._spans: list[tuple[Peer, _Sent, int, int, int]] = []
-        self._deaths: list[tuple[Peer, npt.NDArray[np.void]]] = []
-        self._workers: dict[Peer, npt.NDArray[np.void]] = {}
+        self._story = Story()
         self._stopping = self._headless = False
         self._nobody_since_s: float | None = None
 
@@ -181,7 +178,7 @@ class Deal:
     def _enlist(self, peer: Peer) -> None:
         if peer in self._owed or peer.node is None or peer.gone:
             return
-        self._first_worker[peer] = sum(p.node.n_workers for p in self._first_worker if p.node is not None)
+        self._story.enlist(peer)
         self._owed[peer] = []
         self._unseen[peer] = {i for i, one in enumerate(self._inputs) if one is None}
         peer.ping()
@@ -310,14 +307,7 @@ class Deal:
         for trouble in [*came["failures"], *came["lost"]]:
             if trouble.block is not None:
                 self._done[trouble.block.index] = FAILED
-        received_ns = time.perf_counter_ns()
-        rows = came["chunks"].copy()
-        rows["attempt"] += sent.attempt
-        self._chunks.append((peer, first, rows, came["edges"]))
-        self._spans.append((peer, sent, came["arrived_ns"], came["finished_ns"], received_ns))
-        self._workers[peer] = came["workers"]
-        if len(came["deaths"]):
-            self._deaths.append((peer, came["deaths"]))
+        self._story.tell(peer, first, stop, sent.attempt, sent.sent_ns, came)
         begun_ns = max(came["arrived_ns"], self._finished_ns.get(peer, 0))
         self._finished_ns[peer] = came["finished_ns"]
         self._rates[peer] = (stop - first) / max(1e-9, (came["finished_ns"] - begun_ns) / 1e9)
@@ -358,11 +348,7 @@ class Deal:
         if peer not in self._owed:
             return
         self._owed[peer] = []
-        deaths = np.zeros(len(peer.pids), DEATH_DTYPE)
-        deaths["worker"] = np.arange(len(peer.pids)) * (self._n_workers(peer) // max(1, len(peer.pids)))
-        deaths["pid"], deaths["exitcode"] = peer.pids, _UNKNOWN
-        deaths["noticed_ns"] = time.perf_counter_ns() - peer.clock.offset(time.perf_counter_ns())[0]
-        self._deaths.append((peer, deaths))
+        self._story.bury(peer, UNKNOWN)
         for other in self._owed:
             self._serve(other)
 
@@ -373,7 +359,7 @@ class Deal:
         if sent.stop - sent.first == 1 and self._lost_by_node[sent.first] > self._retries:
             block = self._job.plan.block(sent.first)
             what = f"block {block.index} (items {block.start} to {block.stop - 1}) of kernel {self._job.name}"
-            codes = (_UNKNOWN,) * int(self._lost_by_node[sent.first])
+            codes = (UNKNOWN,) * int(self._lost_by_node[sent.first])
             self._lost.append(WorkerLost(f"{what} has cost {len(codes)} nodes", block, codes))
             self._done[sent.first] = FAILED
             self._after()
@@ -381,67 +367,16 @@ class Deal:
     def _most_lost(self, first: int, stop: int) -> int:
         return int(self._lost_by_node[first:stop].max(initial=0)) if len(self._lost_by_node) else 0
 
-    # --- what happened -------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _n_workers(peer: Peer) -> int:
-        return peer.node.n_workers if peer.node is not None else 0
+    # --- the end -------------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
         """Return the plan with the chunks that it was carried out in."""
-        edges = {0, self._job.plan.n_blocks}
-        for _, first, _, cut in self._chunks:
-            edges.update((first + cut).tolist())
-        return replace(self._job.plan, edges=np.array(sorted(edges), np.int64))
+        return self._story.plan(self._job.plan)
 
     def conclude(self, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Return, or raise, what `parcompute.backends.base.Backend.run` does."""
         troubles = conclude(self._job, self._failures, self._lost)
-        return self._timeline(called_ns), troubles
-
-    def _timeline(self, called_ns: int) -> Timeline:
-        middle_ns = (called_ns + self.completed_ns) // 2
-        clocks = {peer: peer.clock.offset(middle_ns) for peer in self._owed}
-        all_edges = self.plan().edges
-        chunks = []
-        for peer, first, rows, edges in self._chunks:
-            rows["chunk"] = np.searchsorted(all_edges, first + edges[rows["chunk"]], side="right") - 1
-            rows["worker"] += self._first_worker[peer]
-            for name in ("started_ns", "finished_ns", "stored_ns"):
-                rows[name] += clocks[peer][0]
-            chunks.append(rows)
-        order = {peer: number for number, peer in enumerate(self._owed)}
-        workers, deaths, nodes = [], [], np.zeros(len(order), NODE_DTYPE)
-        for peer, number in order.items():
-            table = self._workers.get(peer)
-            if table is None:
-                table = np.zeros(self._n_workers(peer), WORKER_DTYPE)
-                table["pid"] = np.repeat(peer.pids, len(table) // len(peer.pids))
-                table["ready_ns"] = peer.ready_ns
-            table = table.copy()
-            table["worker"] = self._first_worker[peer] + np.arange(len(table))
-            table["ready_ns"] += clocks[peer][0]
-            workers.append(table)
-            nodes[number] = (number, self._first_worker[peer], len(table), *clocks[peer])
-        for peer, rows in self._deaths:
-            rows = rows.copy()
-            rows["worker"] += self._first_worker[peer]
-            rows["noticed_ns"] += clocks[peer][0]
-            deaths.append(rows)
-        found = [
-            (order[p], s.first, s.stop, s.sent_ns, arrived + clocks[p][0], finished + clocks[p][0], received)
-            for p, s, arrived, finished, received in self._spans
-        ]
-        return Timeline(
-            called_ns,
-            self.submitted_ns,
-            self.completed_ns,
-            np.concatenate([np.zeros(0, CHUNK_DTYPE), *chunks]),
-            np.concatenate([np.zeros(0, WORKER_DTYPE), *workers]),
-            np.concatenate([np.zeros(0, DEATH_DTYPE), *deaths]),
-            nodes=nodes,
-            spans=np.array(found, SPAN_DTYPE),
-        )
+        return self._story.timeline(self._job.plan, called_ns, self.submitted_ns, self.completed_ns), troubles
 
 
 def where() -> tuple[str, tuple[str, ...]]:

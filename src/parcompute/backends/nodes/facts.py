@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 
@@ -33,26 +35,25 @@ def unlike(ours: dict[str, str], theirs: dict[str, str], host: str) -> str:
 def simd() -> tuple[str, ...]:
     """Return for which features of this CPU NumPy has chosen other code than for its baseline."""
     try:
-        from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
+        umath: Any = import_module("numpy._core._multiarray_umath")
     except ImportError:  # NumPy 1
-        from numpy.core._multiarray_umath import (  # type: ignore[no-redef]
-            __cpu_dispatch__,
-            __cpu_features__,
-        )
-    return tuple(name for name in __cpu_dispatch__ if __cpu_features__.get(name))
+        umath = import_module("numpy.core._multiarray_umath")
+    return tuple(name for name in umath.__cpu_dispatch__ if umath.__cpu_features__.get(name))
 
 
 def here(n_workers: int) -> Node:
     """Return what there is to say of this process and its host."""
-    blas = [one for one in blas_libraries() if one.kind == "blas"]
+    blas, found = [one for one in blas_libraries() if one.kind == "blas"], versions()
     return Node(
         host=os.uname().nodename,
         pid=os.getpid(),
         n_workers=n_workers,
         n_cpus=limits.usable_cpus(),
         cpu_model=Topology.read(os.sched_getaffinity(0)).model,
-        memory_bytes=limits.available_memory_bytes().n,
-        **versions(),
+        memory_bytes=limits.Memory.read("/").limit.n,
+        parcompute=found["parcompute"],
+        python=found["python"],
+        numpy=found["numpy"],
         simd=simd(),
         blas=" ".join((blas[0].vendor, blas[0].version, blas[0].architecture)) if blas else "",
     )
@@ -68,7 +69,9 @@ def doubts(nodes: Sequence[Node]) -> str:
     found = []
     common = set.intersection(*(set(node.simd) for node in nodes))
     if extra := sorted({name for node in nodes for name in node.simd} - common):
-        unlike_hosts = ", ".join(sorted({f"{node.host} ({node.cpu_model})" for node in nodes if set(node.simd) - common}))
+        unlike_hosts = ", ".join(
+            sorted({f"{node.host} ({node.cpu_model})" for node in nodes if set(node.simd) - common})
+        )
         found.append(
             f"NumPy uses {' '.join(extra)} on {unlike_hosts} only; NPY_DISABLE_CPU_FEATURES='{' '.join(extra)}' in the "
             "environment of all nodes, and of this program, gives all the same code"

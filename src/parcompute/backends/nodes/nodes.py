@@ -1,6 +1,6 @@
 """Nodes as a backend: they are greeted, jobs are dealt to them, calls are handed to them, and all is ended.
 
-    engine's threads ──► heard ──► one thread ──► of a job: to whoever runs it; of a call: to its future
+engine's threads ──► heard ──► one thread ──► of a job: to whoever runs it; of a call: to its future
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import queue
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from parcompute.backends.base import (
@@ -93,11 +93,11 @@ class Nodes(CountsDone, StoresHere):
         self._events: queue.SimpleQueue[tuple[int, wire.Message | None]] = queue.SimpleQueue()
         setup = options.setup
         self._greeting = pickle.dumps(replace(options, setup=Setup(), cluster=None))
-        self._setup, self._setup_needs = (
-            self._arrays.dumps((setup.initializer, setup.initargs, setup.state), "what the workers are set up with")
-            if setup
-            else (None, {})
-        )
+        self._setup: bytes | None = None
+        self._setup_needs: dict[bytes, npt.NDArray[Any]] = {}
+        if setup:
+            parts = (setup.initializer, setup.initargs, setup.state)
+            self._setup, self._setup_needs = self._arrays.dumps(parts, "what the workers are set up with")
         engine.open(self._heard)
         self._thread = threading.Thread(target=self._listen, name="parcompute-nodes", daemon=True)
         self._thread.start()
@@ -116,7 +116,7 @@ class Nodes(CountsDone, StoresHere):
         return tuple(peer.described() for peer in self._ready())
 
     @property
-    def n_workers(self) -> int:  # type: ignore[override]
+    def n_workers(self) -> int:
         """Workers of all nodes that are there."""
         return max(1, sum(peer.node.n_workers for peer in self._ready() if peer.node))
 
@@ -201,8 +201,11 @@ class Nodes(CountsDone, StoresHere):
             raise RuntimeError("this executor is closed; make a new one")
 
     def _require_unbroken(self) -> None:
-        if self._said.broken is not None:
-            raise Broken(self._said.broken)
+        if (error := self._broken()) is not None:
+            raise error
+
+    def _broken(self) -> Broken | None:
+        return None if self._said.broken is None else Broken(self._said.broken)
 
     # --- calls ---------------------------------------------------------------------------------------------
 
@@ -310,7 +313,7 @@ class Nodes(CountsDone, StoresHere):
         if kind == "gone":
             self._redeal_calls(peer)
         elif kind == "broken":
-            self._give_up_calls(lambda: Broken(self._said.broken))
+            self._give_up_calls(self._broken)
         elif kind == "here":
             self._hand_out()
 
@@ -331,14 +334,14 @@ class Nodes(CountsDone, StoresHere):
         if not self._ready() and self._ended:
             self._give_up_calls(lambda: WorkerLost("the nodes are gone"))
 
-    def _give_up_calls(self, error: Any) -> None:
+    def _give_up_calls(self, reason: Callable[[], BaseException | None]) -> None:
         with self._news:
             calls = [call for peer in self._peers.values() for call in peer.calls.values()]
             for peer in self._peers.values():
                 peer.calls.clear()
             waiting, self._waiting = list(self._waiting), collections.deque()
         for call in calls + [call for call in waiting if call.begin()]:
-            deliver(call.call.future, error=error())
+            deliver(call.call.future, error=reason())
 
     # --- the end -------------------------------------------------------------------------------------------
 
@@ -382,5 +385,3 @@ class Nodes(CountsDone, StoresHere):
         self._events.put((-1, None))
         if threading.current_thread() is not self._thread:
             signals.join(self._thread)
-
-

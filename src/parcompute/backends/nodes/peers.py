@@ -59,7 +59,9 @@ class Clock:
         """Return what to add to a stamp of about this time (here), and what the error of that is at most."""
         if not self._looks:
             return 0, 0
-        bounds = [(half_ns + int(DRIFT * abs(at_ns - when_ns)), offset_ns) for when_ns, offset_ns, half_ns in self._looks]
+        bounds = [
+            (half_ns + int(DRIFT * abs(at_ns - when_ns)), offset_ns) for when_ns, offset_ns, half_ns in self._looks
+        ]
         bound_ns, offset_ns = min(bounds)
         return offset_ns, bound_ns
 

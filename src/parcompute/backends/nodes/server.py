@@ -297,5 +297,3 @@ def find_modules(folder: str, path: tuple[str, ...]) -> None:
         entry = entry or folder
         if entry not in sys.path:
             sys.path.append(entry)
-
-

@@ -109,7 +109,7 @@ class InFile(NamedTuple):
         # As a memmap, by which its own workers find the file in turn.
         reach = sum((n - 1) * s for n, s in zip(self.where.shape, self.where.strides, strict=True))
         whole = np.memmap(self.where.path, np.uint8, "r", self.where.offset, (reach + self.dtype.itemsize,))
-        return np.ndarray(self.where.shape, self.dtype, whole, 0, self.where.strides)  # type: ignore[arg-type]
+        return np.ndarray(self.where.shape, self.dtype, whole, 0, self.where.strides)
 
 
 def stamp_of(path: str) -> tuple[int, int] | None:

@@ -328,8 +328,8 @@ class Drive:
     def _lost_by(self, index: int, member: Member) -> WorkerLost:
         block, codes = self.job.plan.block(index), tuple(self.deaths[index])
         workers = f"{len(codes)} worker{'s' if len(codes) > 1 else ''}: {', '.join(map(ending, codes))}"
-        what = f"block {block.index} (items {block.start} to {block.stop - 1}) of kernel {self.job.name} has cost {workers}"
-        return WorkerLost(f"{what}; {self._last_words(member)}", block, codes)
+        what = f"block {block.index} (items {block.start} to {block.stop - 1}) of kernel {self.job.name}"
+        return WorkerLost(f"{what} has cost {workers}; {self._last_words(member)}", block, codes)
 
     def _lost_by_job(self, member: Member) -> WorkerLost:
         code = member.child.exitcode()
