@@ -30,7 +30,7 @@ PLAN = [
     ["executor"                                                               ],
     [                         "experiments"                                   ],
     [                         "cli"                                           ],
-    [                         "__init__", "__main__"                          ],
+    [                         "__init__", "__main__", "mpi"                   ],
 ]  # fmt: skip
 
 # The two wings never meet below the packages that see both.

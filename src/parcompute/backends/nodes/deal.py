@@ -37,7 +37,7 @@ _AHEAD = 2
 # How long a span takes, as far as the speed of its node is known: so many times the way there and back at least, and
 # not so short that dealing costs more than a few per cent; not so long that much is lost with a node, or between two
 # looks at a checkpoint. The first, of which nothing is known, is a small part.
-_WAYS, _LEAST_S, _MOST_S, _FIRST_PART = 4, 0.02, 5.0, 32
+_WAYS, _LEAST_S, _MOST_S, _FIRST_PART = 4, 0.05, 5.0, 32
 
 # The exit status of processes of which nobody can say how they ended, as in the standard library.
 UNKNOWN = 255
