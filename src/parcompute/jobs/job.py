@@ -26,6 +26,7 @@ from parcompute.values import streams
 from parcompute.values.blocks import Block, Plan
 
 ASKABLE = ("block", "rng", "out", "state")
+_ASKABLE = frozenset(ASKABLE)
 
 
 class KernelError(RuntimeError):
@@ -76,8 +77,8 @@ def asked_for(kernel: Callable[..., Any]) -> frozenset[str]:
         by_place, by_name, defaults = _parameters(kernel)
     except (TypeError, ValueError):  # C functions without a signature ask for nothing
         return frozenset()
-    named = {*by_place, *by_name}
-    return frozenset(name for name in ASKABLE if name in named and (name != "out" or name not in defaults))
+    asks = _ASKABLE.intersection((*by_place, *by_name))
+    return asks - {"out"} if "out" in asks and "out" in defaults else asks
 
 
 def positional(kernel: Callable[..., Any]) -> Sequence[str]:

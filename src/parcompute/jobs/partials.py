@@ -161,7 +161,7 @@ class Leaf:
 
     def is_one(self) -> bool:
         """Whether a number, or an array, can look like this."""
-        if any(self is known for known in _PYTHON_NUMBERS.values()):
+        if type(self.kind) is type and self is _PYTHON_NUMBERS.get(self.kind):
             return True
         # By type, first of all: even to compare what somebody else's pickle has made may read memory that is nobody's.
         kind: Any = self.kind

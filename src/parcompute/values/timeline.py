@@ -8,7 +8,9 @@ The stamps are of `time.perf_counter_ns`, which on Linux is one clock for all pr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +75,24 @@ class Timeline:
     def __post_init__(self) -> None:
         order = np.lexsort((self.chunks["started_ns"], self.chunks["worker"]))
         object.__setattr__(self, "chunks", self.chunks[order])
+
+    @classmethod
+    def unread(cls, called_ns: int, submitted_ns: int, completed_ns: int, tables: Callable[[], Any]) -> Timeline:
+        """Return a timeline whose tables are made, by ``tables()``, when somebody first looks at one of them.
+
+        After most of the steps of a solver nobody does.
+        """
+        timeline = object.__new__(cls)
+        stamps = {"called_ns": called_ns, "submitted_ns": submitted_ns, "completed_ns": completed_ns}
+        timeline.__dict__.update(stamps, _tables=tables)
+        return timeline
+
+    def __getattr__(self, name: str) -> Any:  # of what is not there, the tables of an unread one
+        if name not in ("chunks", "workers", "deaths"):
+            raise AttributeError(name)
+        chunks, workers, deaths = self.__dict__["_tables"]()
+        Timeline.__init__(self, self.called_ns, self.submitted_ns, self.completed_ns, chunks, workers, deaths)
+        return self.__dict__[name]
 
     def until(self, completed_ns: int) -> Timeline:
         """Return the same with another end."""
