@@ -55,7 +55,8 @@ class Partials:
     def allocate(self, shape: Any, allocate: Allocate) -> None:
         """Make one array of n_blocks rows per number of a partial."""
         self.like = shape
-        self.arrays = tuple(allocate((self.n_blocks, *field.shape), field.dtype) for field in self.fields_of(shape))
+        fields = [leaf.field for leaf in _leaves(shape)] if shape is not None else ()
+        self.arrays = tuple([allocate((self.n_blocks, *field.shape), field.dtype) for field in fields])
         if type(shape) is Leaf and shape.kind in (int, float):
             self._kind, self._numbers = shape.kind, memoryview(self.arrays[0].data)
 
@@ -161,7 +162,7 @@ class Leaf:
 
     def is_one(self) -> bool:
         """Whether a number, or an array, can look like this."""
-        if type(self.kind) is type and self is _PYTHON_NUMBERS.get(self.kind):
+        if any(self is known for known in _PYTHON_NUMBERS.values()):
             return True
         # By type, first of all: even to compare what somebody else's pickle has made may read memory that is nobody's.
         kind: Any = self.kind
