@@ -187,7 +187,8 @@ def asked_of(
     if not callable(kernel):
         raise TypeError(f"kernel={kernel!r} is {type(kernel).__name__}; pass a function of one block")
     args, given = tuple(args), dict(kwargs or {})
-    asks = asked_for(kernel) - given.keys() - (set() if has_state else {"state"})
+    if asks := asked_for(kernel):
+        asks -= given.keys() if has_state else {"state", *given}
     if not asks:
         return asks, args, given
     names = positional(kernel)

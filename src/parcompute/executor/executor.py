@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
@@ -382,17 +381,19 @@ class Executor(CallExecutor):
         self._timeline, self._plan = timeline, plan
 
     def _run(self, job: Job, called_ns: int, checkpoint: Any, seed: int | None) -> tuple[Timeline, Plan]:
-        backend = self._usable()
-        keeping: contextlib.AbstractContextManager[Job] = contextlib.nullcontext(job)
-        if checkpoint is not None:
-            from parcompute.jobs.checkpoint import kept  # 20 ms, that most programs need not pay
+        if checkpoint is None:
+            return self._computed(job, called_ns)
+        from parcompute.jobs.checkpoint import kept  # 20 ms, that most programs need not pay
 
-            keeping = kept(checkpoint, seed, job, backend.allocate)
-        with keeping as job:
-            self._plan, self._seed, self._failures = job.plan, job.seed, ()
-            with reporting(self._report, backend.n_done, job.plan.n_blocks), signals.heard():
-                timeline, self._failures = base.run(backend, job, called_ns)
-            return timeline, backend.carried_out(job.plan)
+        with kept(checkpoint, seed, job, self._usable().allocate) as job:
+            return self._computed(job, called_ns)
+
+    def _computed(self, job: Job, called_ns: int) -> tuple[Timeline, Plan]:
+        backend = self._usable()
+        self._plan, self._seed, self._failures = job.plan, job.seed, ()
+        with reporting(self._report, backend.n_done, job.plan.n_blocks), signals.heard():
+            timeline, self._failures = base.run(backend, job, called_ns)
+        return timeline, backend.carried_out(job.plan)
 
     def _cut(self, arrays: Sequence[Any], n_items: Any, block_items: Any, halo: Any) -> Plan:
         n_items = arguments.n_items_of(arrays, n_items)

@@ -26,6 +26,7 @@ from parcompute.values import streams
 from parcompute.values.blocks import Block, Plan
 
 ASKABLE = ("block", "rng", "out", "state")
+_ASKABLE = frozenset(ASKABLE)
 
 
 class KernelError(RuntimeError):
@@ -76,8 +77,8 @@ def asked_for(kernel: Callable[..., Any]) -> frozenset[str]:
         by_place, by_name, defaults = _parameters(kernel)
     except (TypeError, ValueError):  # C functions without a signature ask for nothing
         return frozenset()
-    named = {*by_place, *by_name}
-    return frozenset(name for name in ASKABLE if name in named and (name != "out" or name not in defaults))
+    asks = _ASKABLE.intersection((*by_place, *by_name))
+    return asks - {"out"} if "out" in asks and "out" in defaults else asks
 
 
 def positional(kernel: Callable[..., Any]) -> Sequence[str]:
@@ -179,12 +180,13 @@ class Job:
         asks_block, asks_rng, asks_out, asks_state = (name in self.asks for name in ASKABLE)
         keeper = self.keeper
         if len(inputs) < 2 and not (args or kwargs or asks_rng or asks_out or asks_state or keeper):
-            return _plain(kernel, inputs, asks_block)
+            return _plain(kernel, inputs, asks_block, self.plan.halo)
 
         def compute(block: Block, out: Any = None) -> Any:
             if keeper is not None:  # the caller itself computes, so nobody else would find the time
                 keeper.look()
-            rows = [array[block.reach] for array in inputs]
+            reach = block.reach
+            rows = [array[reach] for array in inputs]
             if not self.asks:
                 return kernel(*rows, *args, **kwargs)
             asked: dict[str, Any] = {}
@@ -229,14 +231,16 @@ class Job:
         return Failure(block, self.name, message, "".join(traceback.format_exception(error)), error)
 
 
-def _plain(kernel: Callable[..., Any], inputs: Sequence[Any], asks_block: bool) -> Callable[..., Any]:
+def _plain(kernel: Callable[..., Any], inputs: Sequence[Any], asks_block: bool, halo: int) -> Callable[..., Any]:
     """Return what `Job.bind` returns for the plainest kernels: in half of its time, which is much for short ones."""
     if not inputs:
         return lambda block, _=None: kernel(block=block) if asks_block else kernel()
     (array,) = inputs
     if asks_block:
         return lambda block, _=None: kernel(array[block.reach], block=block)
-    return lambda block, _=None: kernel(array[block.reach])
+    if halo:
+        return lambda block, _=None: kernel(array[block.reach])
+    return lambda block, _=None: kernel(array[block.start : block.stop])
 
 
 def _read_only(array: Any) -> Any:

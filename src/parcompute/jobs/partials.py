@@ -55,7 +55,8 @@ class Partials:
     def allocate(self, shape: Any, allocate: Allocate) -> None:
         """Make one array of n_blocks rows per number of a partial."""
         self.like = shape
-        self.arrays = tuple(allocate((self.n_blocks, *field.shape), field.dtype) for field in self.fields_of(shape))
+        fields = [leaf.field for leaf in _leaves(shape)] if shape is not None else ()
+        self.arrays = tuple([allocate((self.n_blocks, *field.shape), field.dtype) for field in fields])
         if type(shape) is Leaf and shape.kind in (int, float):
             self._kind, self._numbers = shape.kind, memoryview(self.arrays[0].data)
 

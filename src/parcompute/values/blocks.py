@@ -11,6 +11,7 @@ consecutive blocks that one worker claims at once: the unit of scheduling.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -260,7 +261,13 @@ class Plan:
         edges.flags.writeable = False
         return cls(n_items, block_items, halo, schedule, n_workers, edges, why)
 
-    @property
+    def adding(self, why: str) -> Plan:
+        """Return the same plan with one more reason."""
+        plan = object.__new__(Plan)  # a fifth of the time of `replace`
+        plan.__dict__.update(self.__dict__, why=f"{self.why}; {why}")
+        return plan
+
+    @functools.cached_property
     def n_blocks(self) -> int:
         """Number of blocks, at least 1."""
         return max(1, -(-self.n_items // self.block_items))

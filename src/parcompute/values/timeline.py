@@ -14,7 +14,9 @@ of its own clock, moved by what was measured to be between the two: they may be 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +120,24 @@ class Timeline:
         if self.spans.size:
             order = np.lexsort((self.spans["arrived_ns"], self.spans["node"]))
             object.__setattr__(self, "spans", self.spans[order])
+
+    @classmethod
+    def unread(cls, called_ns: int, submitted_ns: int, completed_ns: int, tables: Callable[[], Any]) -> Timeline:
+        """Return a timeline whose tables are made, by ``tables()``, when somebody first looks at one of them.
+
+        After most of the steps of a solver nobody does.
+        """
+        timeline = object.__new__(cls)
+        stamps = {"called_ns": called_ns, "submitted_ns": submitted_ns, "completed_ns": completed_ns}
+        timeline.__dict__.update(stamps, _tables=tables)
+        return timeline
+
+    def __getattr__(self, name: str) -> Any:  # of what is not there, the tables of an unread one
+        if name not in ("chunks", "workers", "deaths", "nodes", "spans"):
+            raise AttributeError(name)
+        chunks, workers, deaths = self.__dict__["_tables"]()
+        Timeline.__init__(self, self.called_ns, self.submitted_ns, self.completed_ns, chunks, workers, deaths)
+        return self.__dict__[name]
 
     def until(self, completed_ns: int) -> Timeline:
         """Return the same with another end."""

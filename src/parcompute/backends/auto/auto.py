@@ -25,7 +25,7 @@ from parcompute.backends.processes.processes import Processes
 from parcompute.backends.threads import Threads, Walks
 from parcompute.jobs.job import Job, Keeper
 from parcompute.jobs.pickling import CannotTravel
-from parcompute.jobs.schedule import NO_BLOCK, WAITING
+from parcompute.jobs.schedule import NO_BLOCK, WAITING, written
 from parcompute.memory import leases, shared, sources
 from parcompute.values.timeline import Timeline
 
@@ -136,7 +136,7 @@ class Auto(CountsDone):
         self, walks: Walks, evidence: probe.Evidence, job: Job, called_ns: int
     ) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Have the processes do what is left."""
-        marks, begun = walks.board.done, walks.board.take_rows()
+        marks, begun = walks.board.done, written(walks.board.take_rows())
         _move(job, marks != WAITING, self._processes)
         rest = replace(job, keeper=_Continued(marks, job.keeper))
         try:
