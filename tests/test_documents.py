@@ -1,4 +1,4 @@
-"""Every sample of the guide runs as a script, and each figure that a document shows is there."""
+"""Every sample of the guides runs as a script, and each figure that a document shows is there."""
 
 import re
 import subprocess
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GUIDE = (ROOT / "docs" / "processes-or-threads.md").read_text(encoding="utf-8")
-SAMPLES = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
+GUIDES = [(ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("processes-or-threads", "data")]
+SAMPLES = [sample for guide in GUIDES for sample in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)]
 
 
 @pytest.mark.parametrize("number", range(len(SAMPLES)))

@@ -94,13 +94,14 @@ class Joblib(CountsDone, StoresHere):
             stop = shared.share(np.zeros(1, np.uint8))
             submitted_ns = time.perf_counter_ns()
             try:  # a worker may die while tasks are still handed out
-                answers = self._parallel(return_as="generator_unordered")(
-                    compute(self._setup, told, stop, number, pickled, inputs, *task) for task in list(caller.chunks())
-                )
-                for answer in answers:
-                    caller.store(answer)
-                    if caller.failures and not job.keep_going:
-                        stop[0] = 1  # joblib warns about answers that nobody takes
+                for chunks in caller.rounds(self.n_workers):
+                    answers = self._parallel(return_as="generator_unordered")(
+                        compute(self._setup, told, stop, number, pickled, inputs, *task) for task in chunks
+                    )
+                    for answer in answers:
+                        caller.store(answer)
+                        if caller.failures and not job.keep_going:
+                            stop[0] = 1  # joblib warns about answers that nobody takes
             except Broken as error:
                 self._failure = error.failure
                 self._require_unbroken()

@@ -123,12 +123,13 @@ class Pool(CountsDone, StoresHere):
             caller = tasks.Caller(job, self.allocate)
             self._running = weakref.ref(caller)
             submitted_ns = time.perf_counter_ns()
-            answers = self._pool.imap_unordered(partial(_chunk, self._n_jobs, segment), list(caller.chunks()))
+            compute = partial(_chunk, self._n_jobs, segment)
             try:
-                for answer in self._watched(answers, job):
-                    caller.store(pickle.loads(answer))
-                    if caller.failures and not job.keep_going:
-                        segment[0] = 1  # the chunks that are queued answer at once
+                for chunks in caller.rounds(self.n_workers):
+                    for answer in self._watched(self._pool.imap_unordered(compute, chunks), job):
+                        caller.store(pickle.loads(answer))
+                        if caller.failures and not job.keep_going:
+                            segment[0] = 1  # the chunks that are queued answer at once
             except BaseException as error:  # Ctrl-C too: chunks are left in the queues
                 self._begin_anew(error)
                 raise

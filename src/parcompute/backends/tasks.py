@@ -25,8 +25,12 @@ from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.outputs import Allocate
 from parcompute.jobs.schedule import DONE
 from parcompute.jobs.setup import Packed, Setup, State
+from parcompute.memory import sources
 from parcompute.values.blocks import Block
 from parcompute.values.timeline import CHUNK_DTYPE
+
+# Of results that go to files, so many bytes are on their way; but at least four blocks for each worker.
+_ROUND_BYTES = 2**24
 
 Place = State | Failure  # of a worker process: what it keeps, or why it has nothing
 
@@ -149,6 +153,28 @@ class Caller:
             n_done = int(np.count_nonzero(self._done[blocks.start : blocks.stop]))
             if n_done < len(blocks):
                 yield chunk, tuple(i for i in blocks if not self._done[i]) if n_done else None
+
+    def rounds(self, n_workers: int) -> Iterator[list[tuple[int, tuple[int, ...] | None]]]:
+        """Yield the chunks that are handed out together; the next are when all of these have been stored.
+
+        All at once, but for results that go to files: an engine takes answers from its workers whether or not they are
+        written, so that no more are asked for than memory holds.
+        """
+        outputs, plan = self.job.outputs, self.job.plan
+        stored = outputs.stored or ()
+        if all(isinstance(place, np.ndarray) and not sources.lies_in_file(place) for place in stored):
+            yield list(self.chunks())
+            return
+        block_bytes = sum(place.nbytes for place in stored) // plan.n_blocks
+        per_task = max(1, _ROUND_BYTES // (max(1, block_bytes) * 4 * n_workers))
+        tasks: list[tuple[int, tuple[int, ...] | None]] = []
+        for chunk, blocks in self.chunks():
+            left = blocks or plan.chunk(chunk)
+            tasks += [(chunk, tuple(left[n : n + per_task])) for n in range(0, len(left), per_task)]
+            while len(tasks) >= 4 * n_workers:
+                yield tasks[: 4 * n_workers]
+                del tasks[: 4 * n_workers]
+        yield tasks
 
     def store(self, answer: Answer) -> None:
         """Put the results of a chunk in their place; those before block 0's wait for it."""

@@ -12,10 +12,11 @@ import numpy.typing as npt
 from parcompute.backends import base
 from parcompute.executor.progress import Report, bar
 from parcompute.jobs.job import asked_for, positional
-from parcompute.jobs.outputs import Field, Rows
+from parcompute.jobs.outputs import Field, FileRows, Rows
 from parcompute.jobs.setup import Setup
 from parcompute.machine import limits
 from parcompute.memory import sources
+from parcompute.memory.targets import target_of
 from parcompute.values import streams
 from parcompute.values.blocks import Plan, whole
 from parcompute.workers import start
@@ -214,10 +215,8 @@ def asked_of(
 def n_items_of(arrays: Sequence[Any], n_items: Any) -> int:
     """Return the size of the index space, on which all arrays must agree."""
     for position, array in enumerate(arrays):
-        if not (isinstance(array, np.ndarray) or sources.is_dataset(array)):
-            raise TypeError(
-                f"array {position} is {type(array).__name__}; pass a NumPy array, a memmap or an h5py dataset"
-            )
+        if not (isinstance(array, np.ndarray) or sources.is_dataset(array) or sources.is_zarr(array)):
+            raise TypeError(f"array {position} is {type(array).__name__}; {_instead_of(array)}")
         if sources.is_masked(array):
             raise TypeError(f"array {position} is masked, and the mask would be lost; pass data and mask as two arrays")
         if array.dtype.hasobject:
@@ -238,6 +237,16 @@ def n_items_of(arrays: Sequence[Any], n_items: Any) -> int:
                 f"array 0 has {lengths[0]} rows and array {position} has {length}; all must have the same length"
             )
     return lengths[0]
+
+
+def _instead_of(array: Any) -> str:
+    """Say what to pass in the place of something that is no array here."""
+    package = type(array).__module__.partition(".")[0]
+    if package == "dask":
+        return "it is computed by dask: pass x.compute() if that fits memory, else what x.to_zarr(...) has written"
+    if package == "xarray":
+        return "pass x.to_numpy() if that fits memory, else the Zarr array or HDF5 dataset that it is read from"
+    return "pass a NumPy array, a memmap, an h5py dataset or a Zarr array"
 
 
 def seed_of(seed: Any, asks: frozenset[str]) -> int | None:
@@ -265,22 +274,32 @@ def policy_of(on_error: Any, block_timeout: Any, backend: str) -> tuple[bool, fl
 def rows_of(
     plan: Plan, arrays: Sequence[Any], out: Any, dtype: Any, item_shape: Any, asks_out: bool
 ) -> tuple[Rows, tuple[npt.NDArray[Any], ...] | None]:
-    """Return the output, as far as the caller has fixed it, and the caller's own arrays for it."""
+    """Return the output, as far as the caller has fixed it, and those parts of it that are arrays of the caller's."""
     if out is not None:
         if dtype is not None or item_shape is not None:
             raise ValueError("out has a dtype and a shape already; leave dtype and item_shape out")
         targets = out if isinstance(out, tuple) else (out,)
-        for target in targets:
-            if not isinstance(target, np.ndarray) or target.dtype.hasobject or target.ndim == 0:
-                raise TypeError(f"out is {type(target).__name__}; pass an array of numbers with one row per item")
-            if len(target) != plan.n_items:
-                raise ValueError(f"out has {len(target)} rows; pass {plan.n_items}, one per item")
-            if not target.flags.writeable:
+        files = [target_of(target) for target in targets]
+        for target, file in zip(targets, files, strict=True):
+            if file is None and not isinstance(target, np.ndarray):
+                raise TypeError(
+                    f"out is {type(target).__name__}; pass an array of numbers with one row per item, a memmap, an "
+                    "h5py dataset or a Zarr array"
+                )
+            if target.dtype.hasobject or target.ndim == 0:
+                raise TypeError(f"out is {target.dtype} {target.shape}; pass an array of numbers with one row per item")
+            if target.shape[0] != plan.n_items:
+                raise ValueError(f"out has {target.shape[0]} rows; pass {plan.n_items}, one per item")
+            if file is None and not target.flags.writeable:
                 raise ValueError("out is read-only; pass an array that can be written to")
-            if any(isinstance(array, np.ndarray) and np.may_share_memory(target, array) for array in arrays):
+            if any(sources.overlap(target, array) for array in arrays):
                 raise ValueError("out overlaps an input; a block that is computed again would read its own result")
-        fields = tuple(Field(target.dtype, target.shape[1:]) for target in targets)
-        return Rows(plan, fields, single=not isinstance(out, tuple)), targets
+        fields = tuple(Field(target.dtype, tuple(target.shape[1:])) for target in targets)
+        single = not isinstance(out, tuple)
+        if all(file is None for file in files):  # an empty one is falsy
+            return Rows(plan, fields, single), targets
+        in_memory = tuple(target for target, file in zip(targets, files, strict=True) if file is None)
+        return FileRows(plan, fields, single, files), in_memory
     if item_shape is not None:
         shape = item_shape if isinstance(item_shape, Sequence) else (item_shape,)
         item_shape = tuple(whole("item_shape", length, at_least=0) for length in shape)

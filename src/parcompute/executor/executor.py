@@ -6,27 +6,26 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from parcompute.backends import base
 from parcompute.executor import arguments
-from parcompute.executor.futures import CallExecutor
+from parcompute.executor.last_job import LastJob
 from parcompute.executor.progress import reporting
 from parcompute.jobs.job import Job
 from parcompute.jobs.partials import Combine, Partials
 from parcompute.jobs.world import World
 from parcompute.machine import signals
+from parcompute.memory.targets import chunk_rows
 from parcompute.values.blocks import Plan, Schedule
 from parcompute.values.nodes import Node
 from parcompute.values.timeline import Timeline
 
-_T = TypeVar("_T")
 
-
-class Executor(CallExecutor):
+class Executor(LastJob):
     """Workers that start once and serve many jobs and calls.
 
     Parameters
@@ -135,11 +134,7 @@ class Executor(CallExecutor):
         self._has_state = state is not None
         self._report = arguments.report_of(progress)
         self.backend = backend
-        self._timeline: Timeline | None = None
-        self._plan: Plan | None = None
         self._planned: tuple[Any, Plan] | None = None  # what the last plan was cut from, and the plan
-        self._seed: int | None = None
-        self._failures: tuple[base.Trouble, ...] = ()
         self._started_ns = time.perf_counter_ns()
         try:
             with signals.held():  # half an executor could not be closed
@@ -170,38 +165,6 @@ class Executor(CallExecutor):
         """The hosts on which ``"dask"`` and ``"mpi"`` compute; none for the others, which have this one."""
         found: tuple[Node, ...] = getattr(self._usable(), "nodes", ())
         return found
-
-    @property
-    def timeline(self) -> Timeline:
-        """Who did what when in the last job.
-
-        Raises
-        ------
-        RuntimeError
-            Before the first job.
-        """
-        return _known(self._timeline, "timeline")
-
-    @property
-    def plan(self) -> Plan:
-        """Blocks and chunks of the last job, and the reason for their size.
-
-        Raises
-        ------
-        RuntimeError
-            Before the first job.
-        """
-        return _known(self._plan, "plan")
-
-    @property
-    def seed(self) -> int | None:
-        """The seed of the last job; None if its kernel asked for no ``rng``."""
-        return self._seed
-
-    @property
-    def failures(self) -> tuple[base.Trouble, ...]:
-        """What went wrong with which blocks of the last job, if it ran with ``on_error="keep"``."""
-        return self._failures
 
     def wait_until_ready(self) -> float:
         """Return when every worker can begin: the seconds that this took from the making of the executor."""
@@ -235,7 +198,7 @@ class Executor(CallExecutor):
             parameter name for ``block`` (a `Block`), ``rng`` (a `numpy.random.Generator` of its own), ``out``
             (the rows to fill) and ``state`` (of its worker, if the executor has one). It returns an array of one
             row per item, or a tuple of them. It must not write to its inputs, which are read-only.
-        *arrays : ndarray, SharedArray, memmap or h5py.Dataset
+        *arrays : ndarray, SharedArray, memmap, h5py.Dataset or zarr.Array
             Of n_items rows each.
         n_items : int, optional
             Needed without arrays.
@@ -246,8 +209,9 @@ class Executor(CallExecutor):
         halo : int
             Rows of the neighbours that the kernel receives on either side, fewer at the two ends; it
             returns rows for its own items (``block.core``) only.
-        out : ndarray or tuple of ndarray, optional
-            Where to write; shape (n_items, ...). Results are cast to its dtype. It must not overlap an input.
+        out : ndarray, memmap, h5py.Dataset, zarr.Array or tuple of them, optional
+            Where to write; shape (n_items, ...). Results are cast to its dtype. It must not overlap an input. What lies
+            in a file may be larger than memory, see docs/data.md.
         dtype : dtype, optional
             Of a single output, to which results are cast ("same kind"); None is what block 0 returns. For a
             kernel that asks for ``out``, None is the dtype of the first array.
@@ -292,18 +256,22 @@ class Executor(CallExecutor):
         """
         called_ns = time.perf_counter_ns()
         backend = self._usable()
-        plan = self._cut(arrays, n_items, block_items, halo)
+        plan = self._cut(arrays, n_items, block_items, halo, chunk_rows(out))
         asked = arguments.asked_of(kernel, len(arrays), args, kwargs, self._has_state)
         policy = arguments.policy_of(on_error, block_timeout, self.backend)
         outputs, targets = arguments.rows_of(plan, arrays, out, dtype, item_shape, "out" in asked[0])
-        if targets is not None and all(map(backend.reaches, targets)):
-            outputs.arrays = targets
+        if targets is not None:
+            outputs.arrays = tuple(
+                target if backend.reaches(target) else backend.allocate(target.shape, target.dtype)
+                for target in targets
+            )
         elif outputs.fields is not None:
             outputs.allocate((outputs.fields, outputs.single), backend.allocate)
         job = _job(kernel, arrays, plan, outputs, seed, asked, policy)
         self._note(*self._run(job, called_ns, checkpoint, seed))
         if targets is None:
             return outputs.result()
+        outputs.finish()
         for target, result in zip(targets, outputs.arrays or (), strict=True):
             if target is not result:
                 np.copyto(target, result)
@@ -376,10 +344,6 @@ class Executor(CallExecutor):
 
     # --- the way there -------------------------------------------------------------------------------------
 
-    def _note(self, timeline: Timeline, plan: Plan) -> None:
-        """Keep what a job that has ended leaves behind."""
-        self._timeline, self._plan = timeline, plan
-
     def _run(self, job: Job, called_ns: int, checkpoint: Any, seed: int | None) -> tuple[Timeline, Plan]:
         if checkpoint is None:
             return self._computed(job, called_ns)
@@ -395,12 +359,13 @@ class Executor(CallExecutor):
             timeline, self._failures = base.run(backend, job, called_ns)
         return timeline, backend.carried_out(job.plan)
 
-    def _cut(self, arrays: Sequence[Any], n_items: Any, block_items: Any, halo: Any) -> Plan:
+    def _cut(self, arrays: Sequence[Any], n_items: Any, block_items: Any, halo: Any, chunk_rows: int = 1) -> Plan:
         n_items = arguments.n_items_of(arrays, n_items)
         item_bytes = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in arrays)
-        asked = n_items, item_bytes, self.schedule, block_items, type(block_items), halo, type(halo)
+        asked = n_items, item_bytes, self.schedule, block_items, type(block_items), halo, type(halo), chunk_rows
         if self._planned is None or self._planned[0] != asked:
-            plan = Plan.cut(n_items, block_items, self.schedule, self.n_workers, halo=halo, item_bytes=item_bytes)
+            sizes = {"halo": halo, "item_bytes": item_bytes, "chunk_rows": chunk_rows}
+            plan = Plan.cut(n_items, block_items, self.schedule, self.n_workers, **sizes)
             self._planned = asked, plan
         return self._planned[1]
 
@@ -408,9 +373,3 @@ class Executor(CallExecutor):
 def _job(kernel: Any, arrays: Any, plan: Plan, outputs: Any, seed: Any, asked: Any, policy: Any) -> Job:
     (asks, args, kwargs), (keep_going, timeout_s), seed = asked, policy, arguments.seed_of(seed, asked[0])
     return Job(kernel, arrays, plan, outputs, seed, args, kwargs, asks, keep_going, timeout_s, world=World())
-
-
-def _known(value: _T | None, name: str) -> _T:
-    if value is None:
-        raise RuntimeError(f"there is no {name} before the first map_blocks or reduce_blocks")
-    return value

@@ -171,7 +171,7 @@ class _Keeper:
                 if not all(map(_is_sound, fields)):
                     raise ValueError("no array of numbers looks like what it says")
             else:
-                fields = [Field(array.dtype, array.shape[1:]) for array in outputs.arrays]
+                fields = [Field(array.dtype, array.shape[1:]) for array in outputs.stored or ()]
             n_rows = outputs.span(0, self.n_blocks).stop
             sizes = [n_rows * math.prod(field.shape) * max(1, field.dtype.itemsize) for field in fields]
             if file.n_blocks != self.n_blocks or file.room != sizes:
@@ -180,7 +180,7 @@ class _Keeper:
             raise not_to_be_continued(file.path, error) from error
         if outputs.arrays is None:
             outputs.allocate(shape, allocate)
-        arrays = outputs.arrays or ()
+        arrays = outputs.stored or ()
         for first, stop, checksum, pickled in file.records():
             if pickled is not None:
                 with suppress(Exception):  # its class may have gone; then it is computed again
@@ -220,6 +220,8 @@ class _Keeper:
         done, started_s = self._done, time.monotonic()
         if done is not None and self._trouble is None and not self._closed:
             marked = np.asarray(done == DONE)
+            if self.outputs.arrived is not None:
+                marked &= self.outputs.arrived | self.saved
             new = marked & ~self.saved
             if self._late and not all_of_it:
                 # By now all that was stored before those marks is visible here, and all that was sent is heard.
@@ -235,7 +237,7 @@ class _Keeper:
 
     def _write(self, new: npt.NDArray[np.bool_]) -> None:
         outputs = self.outputs
-        arrays = outputs.arrays or ()
+        arrays = outputs.stored or ()
         if self._file is None:
             create(self.path, self._identity, pickle.dumps(outputs.shape), self.n_blocks, arrays)
             self._file = CheckpointFile(self.path)

@@ -65,6 +65,16 @@ class Partials:
         self.like = self.arrays = self._kind = None
 
     @property
+    def stored(self) -> tuple[Any, ...] | None:
+        """The arrays."""
+        return self.arrays
+
+    @property
+    def arrived(self) -> npt.NDArray[np.bool_] | None:
+        """None: what is marked is in its place."""
+        return None
+
+    @property
     def shape(self) -> Any:
         """What was handed to `allocate`."""
         return self.like

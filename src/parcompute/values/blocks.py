@@ -215,6 +215,7 @@ class Plan:
         *,
         halo: int = 0,
         item_bytes: int = 0,
+        chunk_rows: int = 1,
     ) -> Plan:
         """Cut `n_items` into blocks and the blocks into chunks.
 
@@ -232,11 +233,13 @@ class Plan:
             Items of each neighbour that a kernel receives on either side.
         item_bytes : int
             Bytes of one item over all inputs.
+        chunk_rows : int
+            Blocks are whole multiples of so many items: chunks of a file, each of which one worker writes.
 
         Raises
         ------
         TypeError, ValueError
-            If a number is not whole or out of its range.
+            If a number is not whole or out of its range, or blocks would cut chunks of a file.
 
         Examples
         --------
@@ -249,13 +252,23 @@ class Plan:
         halo = whole("halo", halo, at_least=0)
         schedule = Schedule.parse(schedule)
         if block_items is None:
-            block_items = block_items_for(item_bytes)
+            block_items = max(1, block_items_for(item_bytes) // chunk_rows) * chunk_rows
             each = f"items of {item_bytes} bytes" if item_bytes else "items without arrays, taken as 8 bytes each"
             limit = f"{BLOCK_BYTES // 1024} KiB"
             why = f"{block_items} items per block: the largest that keep a block of {each} within {limit}"
+            if chunk_rows > 1:
+                why = (
+                    f"{block_items} items per block: chunks of {chunk_rows} rows of out, a block of {each} near {limit}"
+                )
         else:
             block_items = whole("block_items", block_items, at_least=1)
             why = f"{block_items} items per block: as asked"
+            if block_items % chunk_rows and block_items < n_items:
+                fits = -(-block_items // chunk_rows) * chunk_rows
+                raise ValueError(
+                    f"block_items={block_items} cuts chunks of out, which have {chunk_rows} rows, and two workers "
+                    f"would write to one; pass block_items={fits}, another multiple of {chunk_rows}, or None"
+                )
         n_blocks = max(1, -(-n_items // block_items))
         edges = schedule.edges(n_blocks, n_workers)
         edges.flags.writeable = False

@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from parcompute.jobs import pickling, world
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.schedule import Board, FileClaims, Pass
 from parcompute.jobs.setup import Setup, State
-from parcompute.memory import segments, shared
+from parcompute.memory import segments, sources
 from parcompute.workers import exits
 from parcompute.workers.walk import walk
 
@@ -201,7 +200,7 @@ class Desk:
 
 def _attached(arrays: bytes) -> tuple[Any, list[npt.NDArray[Any]]]:
     shape, places = pickle.loads(arrays)
-    return shape, [shared.attach(place).view(np.ndarray) for place in places]
+    return shape, [sources.open_reference(place) for place in places]
 
 
 def run_call(pickled: bytes) -> tuple[bool, bytes, bool]:

@@ -215,9 +215,14 @@ def _move(job: Job, done: npt.NDArray[np.bool_], processes: Processes) -> None:
     before: Sequence[npt.NDArray[Any]] | None = outputs.arrays
     if before is None or all(map(processes.reaches, before)):
         return
-    outputs.allocate(outputs.shape, processes.allocate)
+    left = iter(before)
+
+    def moved(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        return old if processes.reaches(old := next(left)) else processes.allocate(shape, dtype)
+
+    outputs.allocate(outputs.shape, moved)
     edges = np.flatnonzero(np.diff(done.astype(np.int8), prepend=0, append=0))
     for old, new in zip(before, outputs.arrays or (), strict=True):
-        for first, stop in edges.reshape(-1, 2).tolist():
+        for first, stop in edges.reshape(-1, 2).tolist() if new is not old else ():
             rows = outputs.span(first, stop)
             new[rows] = old[rows]

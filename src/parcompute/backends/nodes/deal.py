@@ -7,7 +7,6 @@ node 1               ▓▓▓▓▓▓▓▓▓          ▓▓▓▓▓▓▓ 
 
 from __future__ import annotations
 
-import copy
 import pickle
 import queue
 import time
@@ -80,9 +79,11 @@ class Deal:
         self._done = np.zeros(job.plan.n_blocks, np.uint8)
         self._told = None if job.world is None else job.world.told(None)
         light = replace(job.plan, edges=np.array([0, job.plan.n_blocks], np.int64))
-        outputs = copy.copy(job.outputs)
-        if isinstance(outputs, Rows):
-            outputs.plan = light
+        outputs: Any = job.outputs
+        if isinstance(outputs, Rows):  # where they are written to in the end is nothing to the nodes
+            fixed = outputs
+            outputs = Rows(light, fixed.fields, fixed.single, fixed.dtype, fixed.item_shape)
+            outputs.casts = fixed.casts
         travelling = replace(job, inputs=(), plan=light, outputs=outputs, keeper=None)
         self._pickled, self.needed = arrays.dumps(travelling, f"kernel {job.name}")
         self._inputs = tuple(self._referred(array, arrays) for array in job.inputs)
@@ -291,8 +292,10 @@ class Deal:
         if outputs.arrays is not None and came["shape"] is not None:
             for a, b in _runs(done == DONE):
                 into, out_of = outputs.span(first + a, first + b), outputs.span(a, b)
-                for target, rows in zip(outputs.arrays, came["arrays"], strict=True):
+                for target, rows in zip(outputs.stored or (), came["arrays"], strict=True):
                     target[into] = rows[out_of]
+                if outputs.arrived is not None:
+                    outputs.arrived[first + a : first + b] = True
         for index, pickled in came["odd"].items():
             try:
                 outputs.keep(index, pickle.loads(pickled))

@@ -117,7 +117,8 @@ class Parcels:
             if None not in places:
                 _note(self._data, places, data)
         keep_alive += job.inputs
-        stays = self._known is not None and not any(map(sources.lies_in_file, job.inputs))
+        arrays = *job.inputs, *(job.outputs.arrays or ())
+        stays = self._known is not None and not any(map(sources.lies_in_file, arrays))
         return Parcel(self._key, self._program, data, job.seed, stays), keep_alive
 
     def _place(self, array: Any) -> Any:
@@ -139,7 +140,7 @@ class Parcels:
             if self._rows_arrays is None:
                 self._rows_arrays = pickling.dumps_back((outputs.shape, tuple(map(shared.reference, self._rows))))
             return self._rows_arrays
-        places = tuple(map(shared.reference, outputs.arrays))
+        places = tuple(map(sources.reachable, outputs.arrays))
         if self._shape is None or self._shape != (shape := outputs.shape):
             return pickling.dumps_back((outputs.shape, places))
         if places not in self._arrays:
