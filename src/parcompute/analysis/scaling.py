@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from parcompute.analysis.fits import Fit, fit
 from parcompute.analysis.laws import equal_chunks_efficiency, karp_flatt, karp_flatt_sd
-from parcompute.analysis.losses import PARTS, Losses, Reference, losses
+from parcompute.analysis.losses import Losses, Reference, losses
 from parcompute.machine.provenance import Provenance, Value
 from parcompute.values.intervals import Interval, Summary, ratio, summarise
+from parcompute.values.parts import PARTS
 from parcompute.values.sweep import Configuration, Run
 
 # Levels that go without saying in a label; file and figures' captions have them all.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parcompute.analysis.fits import Fit
-from parcompute.analysis.losses import PARTS
 from parcompute.analysis.studies import Study, why_left_out
 from parcompute.figures.curves import looks, refuted
 from parcompute.figures.ledgers import Bar
 from parcompute.record.schema import SCHEMA
+from parcompute.values.parts import PARTS
 
 
 def title(chosen: Study) -> str:

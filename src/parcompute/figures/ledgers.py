@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from parcompute.analysis.losses import PARTS
 from parcompute.figures.curves import beside
+from parcompute.values.parts import PARTS
 from parcompute.values.timeline import Timeline
 
 if TYPE_CHECKING:
