@@ -27,19 +27,23 @@ def table(study: Study) -> list[str]:
         return [str(study), *_serial_only(study), *_left_out(study)]
     lines = [str(study), *_verified(study), *_bases(curves), *_aligned(points(study))]
     if any(point.beyond for curve in curves for point in curve.points):
-        lines.append(f"* more workers than {study.n_cpus} CPU{'s' * (study.n_cpus > 1)}: in no fit")
+        of_each = " of each node" if _several(curves) else ""
+        lines.append(f"* more workers than {study.n_cpus} CPU{'s' * (study.n_cpus > 1)}{of_each}: in no fit")
     return lines + _left_out(study)
 
 
 def points(study: Study) -> list[tuple[str, ...]]:
     """Return a heading, and a row per point of the curves: times, speed-ups and efficiencies with their intervals."""
-    rows: list[tuple[str, ...]] = [("backend", "workers", "runs", "time (s)", "speed-up", "efficiency (%)")]
+    several = _several(study.curves)
+    shape = ("workers", "nodes") if several else ("workers",)
+    rows: list[tuple[str, ...]] = [("backend", *shape, "runs", "time (s)", "speed-up", "efficiency (%)")]
     for curve in study.curves:
         for point in curve.points:
             rows.append(
                 (
                     curve.label,
                     f"{point.n_workers}{'*' if point.beyond else ''}",
+                    *((str(point.n_nodes),) if several else ()),
                     str(point.wall.n),
                     _shown(point.wall.median),
                     _shown(point.speedup, 2),
@@ -47,6 +51,10 @@ def points(study: Study) -> list[tuple[str, ...]]:
                 )
             )
     return rows
+
+
+def _several(curves: Sequence[Curve]) -> bool:
+    return any(point.n_nodes > 1 for curve in curves for point in curve.points)
 
 
 def csv_of(runs: Iterable[tuple[Path, Run]]) -> str:

@@ -33,7 +33,7 @@ Value = str | int | float | bool
 _T = TypeVar("_T", str, int, float, bool)
 
 
-def _condition(unknown: _T, meaning: str, **found: str) -> _T:
+def _condition(unknown: _T, meaning: str, **found: Any) -> _T:
     return field(default=unknown, metadata={"condition": True, "meaning": meaning, **found})
 
 
@@ -97,6 +97,10 @@ class Provenance:
     kernel: str = _condition("", "system and its release")
     container: str = _condition("", "marks of a container")
     hypervisor: str = _condition("", "marks of a virtual machine")
+    node_hosts: str = _varies("", "names of the nodes of a run on a cluster, by number; several may be on one host")
+    node_cpu_models: str = _condition(
+        "", "names of their CPUs, where one is unlike that of the host; else empty", new=True
+    )
 
     # How busy it was.
     load_1min: float = _varies(math.nan, "mean runnable threads in the minute before the start")
@@ -285,11 +289,15 @@ class Provenance:
     @property
     def conditions_id(self) -> str:
         """Digest of the conditions only: runs with the same may be compared."""
-        return _digest({name: getattr(self, name) for name in CONDITIONS})
+        values = {name: getattr(self, name) for name in CONDITIONS}
+        return _digest({name: value for name, value in values.items() if value or name not in _NEW})
 
 
 CONDITIONS: tuple[str, ...] = tuple(f.name for f in fields(Provenance) if f.metadata["condition"])
 """Names of the fields in which runs have to agree."""
+
+# Where these are unknown, the conditions have the digest that they had before there were these fields.
+_NEW = tuple(f.name for f in fields(Provenance) if f.metadata.get("new"))
 
 
 def meanings() -> dict[str, str]:

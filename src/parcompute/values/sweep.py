@@ -32,7 +32,7 @@ class Configuration:
     backend : str
         Name of the backend.
     n_workers, threads_per_worker : int
-        Processes (or threads), and threads that claim in each process.
+        Processes (or threads) over all nodes, and threads that claim in each process.
     schedule : str
         As `parcompute.values.blocks.Schedule` writes it.
     start_method : str
@@ -45,6 +45,8 @@ class Configuration:
         Threads of BLAS and OpenMP in each worker.
     variant : str
         Which of the experiment's own ways to compute the same; empty where it has only one.
+    n_nodes : int
+        Nodes (hosts) that the workers are on, as many on each.
     """
 
     backend: str
@@ -56,6 +58,7 @@ class Configuration:
     n_items: int
     blas_threads: int = 1
     variant: str = ""
+    n_nodes: int = 1
 
     def __str__(self) -> str:
         return f"{self.backend} × {self.n_workers}"
@@ -65,7 +68,8 @@ class Configuration:
         """The way of running: the backend, and the other factors where they are not as usual."""
         threads = f"{self.threads_per_worker} threads" if self.threads_per_worker > 1 else ""
         blas = f"{self.blas_threads} BLAS threads" if self.blas_threads > 1 else ""
-        levels = (self.variant, self.schedule, self.start_method, threads, blas)
+        nodes = f"on {self.n_nodes} nodes" if self.n_nodes > 1 else ""
+        levels = (self.variant, self.schedule, self.start_method, threads, blas, nodes)
         return " ".join((self.backend, *(level for level in levels if level not in USUAL)))
 
 
@@ -226,6 +230,19 @@ class Sweep:
 def _relative_width(times: Sequence[float]) -> float:
     median = summarise(times).median
     return math.inf if median.is_range else (median.high - median.low) / 2 / median.value
+
+
+def by_nodes(runs: Sequence[Run]) -> list[Sequence[Run]]:
+    """Part the runs of one way by the number of nodes, unless the number of workers tells it.
+
+    It does where every node has as many workers, and no such number of workers was on another number of nodes.
+    """
+    shapes = {(run.configuration.n_workers, run.configuration.n_nodes) for run in runs}
+    of_a_node = {n_workers // n_nodes for n_workers, n_nodes in shapes if n_nodes > 1}
+    if len(of_a_node) < 2 and len({n_workers for n_workers, _ in shapes}) == len(shapes):
+        return [runs]
+    numbers = sorted({n_nodes for _, n_nodes in shapes})
+    return [[run for run in runs if run.configuration.n_nodes == n] for n in numbers]
 
 
 def worker_counts(n_cpus: int) -> tuple[int, ...]:

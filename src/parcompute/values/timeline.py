@@ -160,6 +160,24 @@ class Timeline:
         """CPU time inside the kernels, over all workers."""
         return int(self.chunks["cpu_ns"].sum())
 
+    def without_work(self, node: int) -> npt.NDArray[np.int64]:
+        """Return when a node had nothing in hand: spans, inputs or results were on their way.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_intervals, 2)
+            Begin and end of each interval, in order and apart: from the call until its first span had arrived, between
+            spans, and from its last result until the caller had stored it. None for a node that got no span.
+        """
+        spans = self.spans[self.spans["node"] == node]
+        if not len(spans):
+            return np.zeros((0, 2), np.int64)
+        begin = np.append(self.called_ns, np.maximum.accumulate(spans["finished_ns"]))
+        end = np.append(spans["arrived_ns"], spans["received_ns"].max())
+        # What had arrived before the one before it was finished leaves no gap.
+        between: npt.NDArray[np.int64] = np.stack([begin, end], axis=1)[begin < end]
+        return between
+
     def of_worker(self, worker: int) -> npt.NDArray[np.void]:
         """Return the chunk rows of one worker in the order in which they ran."""
         first, last = np.searchsorted(self.chunks["worker"], [worker, worker + 1])
