@@ -60,6 +60,7 @@ class Server:
         self._arrays: dict[bytes, npt.NDArray[Any]] = {}
         self._jobs: dict[int, tuple[Job, tuple[Any, ...]]] = {}
         self._stopped: set[int] = set()  # jobs of which no further span is wanted
+        self._supplied_ns = 0  # when what the last message brought was in its place
         self._running = -1  # the job of which a span is computed
         self._queue: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
         self._heard_s = time.monotonic()
@@ -119,7 +120,7 @@ class Server:
             if self._closed.is_set():
                 break
             try:
-                getattr(self, f"_on_{kind}")(arrived_ns, *rest)
+                getattr(self, f"_on_{kind}")(max(arrived_ns, self._supplied_ns), *rest)
             except BaseException as error:  # the caller must hear of it, whatever it is
                 if self._closed.is_set():
                     break
@@ -192,6 +193,7 @@ class Server:
         if unseen := [i for i, one in enumerate(opened) if one is None]:
             self._reply("unseen", number, unseen)
         self._jobs[number] = (replace(job, world=spans.Abroad(told)), opened)
+        self._supplied_ns = time.perf_counter_ns()
 
     def _opened(self, one: Any) -> Any:
         if isinstance(one, wire.Kept):
