@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import logging
 import pickle
 import queue
 import threading
@@ -282,7 +283,11 @@ class Nodes(CountsDone, StoresHere):
                     return
                 peer = self._peers.get(number)
                 if peer is not None:
-                    self._take(peer, message)
+                    try:
+                        self._take(peer, message)
+                    except Exception:  # without this thread everybody would wait for ever
+                        logging.getLogger(__name__).exception("node %s is given up:", peer.node and peer.node.host)
+                        self._take(peer, None)
                 del message
             if time.monotonic() >= next_beat_s:
                 next_beat_s = time.monotonic() + _BEAT_S
@@ -362,6 +367,10 @@ class Nodes(CountsDone, StoresHere):
             self._end()
         else:
             threading.Thread(target=self.close, kwargs={"wait": True}, daemon=True).start()
+
+    def dropped(self) -> None:
+        """End the crews after the submitted calls: nobody has the executor any more, as a collection has found."""
+        threading.Thread(target=self.close, kwargs={"wait": True}, name="parcompute-dropped", daemon=True).start()
 
     def kill(self) -> None:
         """End the crews now."""
