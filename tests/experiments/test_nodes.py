@@ -138,7 +138,7 @@ def test_nodes_are_a_factor_and_what_is_asked_of_an_executor(asked, tmp_path, ca
     out = capsys.readouterr().out
     assert "on 1, 2, 4 of " in out
     assert " of each of 1, 2 nodes; " in out
-    assert "mpi on 2 nodes × 4 " in out
+    assert "mpi × 4 on 2 nodes " in out
     table = [line.split()[:4] for line in out.splitlines() if line.startswith(("backend ", "mpi "))]
     assert table[:4] == [
         ["backend", "workers", "nodes", "runs"],

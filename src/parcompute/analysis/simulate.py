@@ -127,7 +127,7 @@ class Prediction:
     def describe(self) -> list[str]:
         """Return lines of text: a row per prediction, and what is assumed."""
         lines = [
-            f"replayed: {self.n_runs} runs of {self.source.way} × {self.source.n_workers}, "
+            f"replayed: {self.n_runs} runs of {self.source.name}, "
             f"{self.source.n_items} items; base: {self.base}, {self.base_s:.4g} s",
             f"{'schedule':<12} {'workers':>7} {'time (s)':>12} {'speed-up':>9} {'efficiency':>10}   measured",
         ]
@@ -179,7 +179,7 @@ def predict(runs: Sequence[Run], backend: str, workers: Sequence[int], schedules
         for n_workers in workers
     ]
     base_s = summarise(serial or [run.wall_s for run in replayed]).median.value
-    base = "best serial" if serial else f"{source.way} × {source.n_workers}"
+    base = "best serial" if serial else source.name
     return Prediction(
         source, len(replayed), base, base_s, tuple(replace(p, speedup=base_s / p.wall.value) for p in points)
     )
@@ -235,7 +235,7 @@ def block_ns(run: Run, timeline: Timeline) -> npt.NDArray[np.float64]:
     plan = Plan.cut(c.n_items, run.block_items, c.schedule, c.n_workers)
     if (n_chunks := len(np.unique(timeline.chunks["chunk"]))) != plan.n_chunks:
         raise ValueError(
-            f"{c.way} × {c.n_workers} has a job of {n_chunks} chunks where its {c.n_items} items give {plan.n_chunks}; "
+            f"{c.name} has a job of {n_chunks} chunks where its {c.n_items} items give {plan.n_chunks}; "
             "only jobs over all items of an experiment can be replayed"
         )
     took = np.zeros(plan.n_chunks)

@@ -116,10 +116,10 @@ def measure(
             runs.append(run)
             yield run
         if not check.passes:
-            raise WrongResult(f"{_named(configuration)}: the result is {check}", run)
+            raise WrongResult(f"{configuration.name}: the result is {check}", run)
         if not same:
             raise WrongResult(
-                f"{_named(configuration)}: the result has other bits (sha256 {run.digest[:12]}…) than the runs "
+                f"{configuration.name}: the result has other bits (sha256 {run.digest[:12]}…) than the runs "
                 f"before it ({known[:12]}…), with the same seed and size",
                 run,
             )
@@ -196,10 +196,6 @@ def _run(
         timelines=timelines,
     )
     return run, check
-
-
-def _named(configuration: Configuration) -> str:
-    return f"{configuration.way} × {configuration.n_workers}"
 
 
 def _pids_here(nodes: Sequence[Any], timeline: Timeline) -> tuple[int, ...]:

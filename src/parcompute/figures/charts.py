@@ -12,7 +12,7 @@ import numpy as np
 
 from parcompute.analysis.scaling import Curve
 from parcompute.analysis.simulate import Prediction
-from parcompute.figures.curves import beside, edge_of, look_of, looks
+from parcompute.figures.curves import beside, edge_of, explain_edges, look_of, looks
 from parcompute.values.intervals import Interval, Summary
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def karp_flatt(ax: Axes, curves: Sequence[Curve]) -> None:
             label = {} if j else {"label": look.name}
             edge = edge_of(curve, point, look)
             _interval(ax, x, point.karp_flatt, look.colour, look.marker, scale=100, mfc=face, mec=edge, **label)
+    explain_edges(ax, curves)
     ax.set_xlim(-0.6, len(counts) - 0.4)
     every = -(-len(counts) // 12)
     ax.set_xticks(range(len(counts))[::-every], [str(n) for n in counts[::-every]])
