@@ -14,7 +14,7 @@ import numpy as np
 
 from parcompute.analysis.laws import list_scheduling_bounds
 from parcompute.analysis.losses import losses
-from parcompute.analysis.simulate import ASSUMPTIONS, Costs, Prediction, block_ns
+from parcompute.analysis.simulate import Costs, Prediction, block_ns
 from parcompute.analysis.studies import Study
 from parcompute.figures import captions, charts, curves, ledgers
 from parcompute.figures.ledgers import Bar
@@ -341,6 +341,6 @@ def of_prediction(study: Study, found: Prediction) -> Panel:
         f"{study.experiment}, prediction",
         f"base: {found.base}, {found.base_s:.4g} s",
         f"Replayed: {found.n_runs} runs of {c.name}, {c.n_items:,} items. "
-        f"Assumed: {'; '.join(ASSUMPTIONS)}. {captions.conditions(study)}",
+        f"Assumed: {'; '.join(found.assumptions)}. {captions.conditions(study)}",
         lambda ax: charts.prediction(ax, found, study.provenance.usable_cpus),
     )
