@@ -10,7 +10,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:            # two experiments at once would measure each other
 
 # Each of these, if given, becomes an option of `parcompute run`: START_METHODS=fork is --start-methods fork.
-OPTIONS := PRESET WORKERS BACKENDS VARIANTS SCHEDULES START_METHODS BLAS_THREADS SCALING THREADS_PER_WORKER ROUNDS PRECISION BUDGET SEED RESULTS
+OPTIONS := PRESET WORKERS NODES CLUSTER BACKENDS VARIANTS SCHEDULES START_METHODS BLAS_THREADS SCALING THREADS_PER_WORKER ROUNDS PRECISION BUDGET SEED RESULTS
 lower = $(subst _,-,$(shell echo '$(1)' | tr A-Z a-z))
 options = $(foreach o,$(OPTIONS),$(if $($(o)),--$(call lower,$(o)) '$($(o))')) $(ARGS)
 

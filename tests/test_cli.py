@@ -339,6 +339,9 @@ def test_simulate_predicts_and_draws(capsys, recorded):
     assert (recorded.parent / "counting-prediction.svg").exists()
     status, out, _ = call(capsys, "simulate", recorded, "--workers", "2", "--json")
     assert json.loads(out)["points"][0]["n_workers"] == 2
+    status, _, err = call(capsys, "simulate", recorded, "--workers", "2", "--nodes", "1,4")
+    assert status == 2
+    assert "no run of processes on several nodes has a timeline" in err
 
 
 def test_fit_takes_records_and_tables(capsys, recorded, tmp_path):

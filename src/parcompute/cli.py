@@ -200,21 +200,28 @@ def merge(files: tuple[str, ...], into: str) -> None:
 @commands.command(epilog="Example: parcompute simulate results/reference/montecarlo.h5 --workers 1,2,4,64,1024")
 @click.argument("file", type=click.Path())
 @click.option("--workers", type=Counts(), default="1,2,4,8,16,32,64,128,256,512,1024", show_default=True)
+@click.option("--nodes", type=Counts(), default="1", show_default=True, help="Numbers of nodes; --workers are on each.")
 @click.option("--backend", default="processes", show_default=True, help="Whose run is replayed.")
 @click.option("--schedules", type=Schedules(), default="", help="Under which; as it was run if left out.")
 @click.option("--json", "as_json", is_flag=True, help="For programs: nothing is drawn.")
 @_of_one_study
 def simulate(
-    file: str, workers: tuple[int, ...], backend: str, schedules: tuple[str, ...], as_json: bool, **chosen: Any
+    file: str,
+    workers: tuple[int, ...],
+    nodes: tuple[int, ...],
+    backend: str,
+    schedules: tuple[str, ...],
+    as_json: bool,
+    **chosen: Any,
 ) -> None:
-    """Predict the speed-up on other numbers of workers by replaying a recorded timeline of FILE."""
+    """Predict the speed-up on other numbers of workers and nodes by replaying a recorded timeline of FILE."""
     from parcompute.analysis import simulate
     from parcompute.analysis.studies import choose
     from parcompute.figures import pages
     from parcompute.record import record
 
     study = choose(record.read(file, timelines=True), **chosen)
-    prediction = simulate.predict(study.runs, backend, workers, schedules)
+    prediction = simulate.predict(study.runs, backend, workers, schedules, nodes or (1,))
     if as_json:
         click.echo(json.dumps(prediction.as_dict(), indent=2))
         return

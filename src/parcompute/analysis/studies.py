@@ -87,9 +87,10 @@ class Study:
 
     def __str__(self) -> str:
         at = self.provenance
+        nodes = f", on nodes of {at.node_cpu_models}" if at.node_cpu_models else ""
         return (
             f"{self.experiment}: {len(self.runs)} runs of {self.n_items} items, seed {self.seed}, on "
-            f"{at.cpu_model} ({at.usable_cpus} usable CPUs), conditions {self.conditions[:8]}"
+            f"{at.cpu_model} ({at.usable_cpus} usable CPUs){nodes}, conditions {self.conditions[:8]}"
         )
 
 

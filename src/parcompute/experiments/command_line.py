@@ -75,7 +75,7 @@ class Schedules(_Listed):
 
 
 class Counts(_Listed):
-    """Numbers of workers."""
+    """Numbers of workers, or of nodes."""
 
     name = "counts"
 
@@ -126,8 +126,22 @@ def command_line(
         "--workers",
         type=Counts(),
         default="",
-        help="Numbers of workers, like 2,4; one runs in any case; "
+        help="Numbers of workers, of each node with mpi and dask, like 2,4; one runs in any case; "
         f"1, 2, 4, … {limits.usable_cpus()} usable CPUs if left out.",
+    )
+    @click.option(
+        "--nodes",
+        type=Counts(),
+        default="1",
+        callback=lambda ctx, param, value: value or (1,),
+        show_default=True,
+        help="Numbers of nodes for mpi and dask, like 1,2,4.",
+    )
+    @click.option(
+        "--cluster",
+        envvar="PARCOMPUTE_SCHEDULER_FILE",
+        show_envvar=True,
+        help="Dask's scheduler: its address, or its scheduler file.",
     )
     @click.option(
         "--backends",

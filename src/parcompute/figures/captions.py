@@ -114,7 +114,7 @@ def _on_nodes(chosen: Study) -> list[str]:
         c = run.configuration
         found.setdefault((c.backend, c.n_nodes), set()).add(c.n_workers)
     return [
-        f"{backend} with {' and '.join(map(str, sorted(counts)))} workers on {n_nodes} nodes"
+        f"{backend} with {', '.join(map(str, sorted(counts)))} workers on {n_nodes} nodes"
         for (backend, n_nodes), counts in sorted(found.items())
         if n_nodes > 1
     ]

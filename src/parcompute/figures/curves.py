@@ -97,6 +97,12 @@ def edge_of(curve: Curve, point: Point, look: Look) -> str:
     return _DARK if point.n_nodes > 1 and curve.n_nodes == 0 else look.colour
 
 
+def explain_edges(ax: Axes, curves: Sequence[Curve]) -> None:
+    """Say in the legend what a dark edge is, where a mark has one."""
+    if any(curve.n_nodes == 0 for curve in curves):
+        ax.plot([], [], "o", ms=4, mfc=_GREY, mec=_DARK, mew=1.1, label="on several nodes")
+
+
 def _factors(curve: Curve) -> tuple[str, ...]:
     nodes = f"{curve.n_nodes} node{'s' * (curve.n_nodes > 1)}" if curve.n_nodes else ""
     threads = f"{curve.threads_per_worker} thread{'s' * (curve.threads_per_worker > 1)}"
@@ -218,12 +224,7 @@ def _draw(ax: Axes, groups: _Groups, curves: Sequence[Curve], scale: Scale) -> N
             )
     if any(point.beyond for curve in curves for point in curve.points):
         ax.plot([], [], "o", ms=4, mfc="white", mec=_DARK, mew=0.8, label="beyond: not fitted")
-    if any(
-        edge_of(curve, point, look) != look.colour
-        for curve, look in zip(curves, ways, strict=True)
-        for point in curve.points
-    ):
-        ax.plot([], [], "o", ms=4, mfc=_GREY, mec=_DARK, mew=1.1, label="on several nodes")
+    explain_edges(ax, curves)
 
 
 def _points(ax: Axes, groups: _Groups, i: int, curve: Curve, look: Look, scale: Scale) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from parcompute.analysis.laws import list_scheduling_bounds
 from parcompute.analysis.losses import losses
-from parcompute.analysis.simulate import ASSUMPTIONS, Costs, Prediction, block_ns
+from parcompute.analysis.simulate import Costs, Prediction, block_ns
 from parcompute.analysis.studies import Study
 from parcompute.figures import captions, charts, curves, ledgers
 from parcompute.figures.ledgers import Bar
@@ -151,7 +151,7 @@ def _timeline(study: Study) -> Panel:
     height = 0.11 * max(8, min(len(run.timelines[0].workers), ledgers.MOST_ROWS)) + 0.3
     return Panel(
         f"{study.experiment}, timeline",
-        f"{c.way} × {c.n_workers}, the run with the median time: {run.wall_s:.4g} s, round {run.round + 1}",
+        f"{c.name}, the run with the median time: {run.wall_s:.4g} s, round {run.round + 1}",
         f"{c.n_items:,} items in blocks of {run.block_items:,}, {run.n_chunks} chunks, {len(run.timelines)} "
         f"job{'s' * (len(run.timelines) > 1)}. Colours are the parts of the ledger; a hair ends each chunk"
         f"{', a line the workers of a node' * (c.n_nodes > 1)}. "
@@ -319,7 +319,7 @@ def of_sizes(like: Sequence[Study]) -> Panel:
         for run in study.counted:
             if run.configuration.n_workers in (1, n_workers):
                 c = dataclasses.replace(run.configuration, n_items=0)
-                name = f"{c.way} × {c.n_workers}" if n_workers > 1 else c.variant or c.way
+                name = c.name if n_workers > 1 else c.variant or c.way
                 found.setdefault((name, c.backend), {}).setdefault(study.n_items, []).append(run.wall_s)
     walls: dict[tuple[str, str], list[tuple[int, Summary]]] = {
         way: [(n, summarise(times)) for n, times in sorted(by_size.items())] for way, by_size in sorted(found.items())
@@ -340,7 +340,7 @@ def of_prediction(study: Study, found: Prediction) -> Panel:
     return Panel(
         f"{study.experiment}, prediction",
         f"base: {found.base}, {found.base_s:.4g} s",
-        f"Replayed: {found.n_runs} runs of {c.way} × {c.n_workers}, {c.n_items:,} items. "
-        f"Assumed: {'; '.join(ASSUMPTIONS)}. {captions.conditions(study)}",
+        f"Replayed: {found.n_runs} runs of {c.name}, {c.n_items:,} items. "
+        f"Assumed: {'; '.join(found.assumptions)}. {captions.conditions(study)}",
         lambda ax: charts.prediction(ax, found, study.provenance.usable_cpus),
     )

@@ -15,8 +15,8 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -276,6 +276,24 @@ class Provenance:
         """
         kinds: dict[str, Any] = {f.name: type(f.default) for f in fields(cls)}
         return cls(**{name: kinds[name](value) for name, value in values.items() if name in kinds})
+
+    def on_nodes(self, hosts: Sequence[str], cpu_models: Sequence[str]) -> Provenance:
+        """Return the same of a run on several nodes.
+
+        Parameters
+        ----------
+        hosts, cpu_models : sequence of str
+            Name and CPU of each node.
+
+        Examples
+        --------
+        >>> known = Provenance(cpu_model="A64FX").on_nodes(["node7", "node8"], ["A64FX", "EPYC"])
+        >>> known.node_hosts, known.node_cpu_models
+        ('node7, node8', 'A64FX, EPYC')
+        """
+        alike = set(cpu_models) <= {self.cpu_model}
+        models = "" if alike else ", ".join(sorted(set(cpu_models)))
+        return replace(self, node_hosts=", ".join(hosts), node_cpu_models=models)
 
     def as_dict(self) -> dict[str, Value]:
         """Return all fields by name, in the order in which they are declared."""

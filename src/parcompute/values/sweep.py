@@ -66,10 +66,22 @@ class Configuration:
     @property
     def way(self) -> str:
         """The way of running: the backend, and the other factors where they are not as usual."""
+        return f"{self._way_of_a_node}{self._on_nodes}"
+
+    @property
+    def name(self) -> str:
+        """The way of running with its number of workers: ``"mpi × 8 on 2 nodes"``."""
+        return f"{self._way_of_a_node} × {self.n_workers}{self._on_nodes}"
+
+    @property
+    def _on_nodes(self) -> str:
+        return f" on {self.n_nodes} nodes" if self.n_nodes > 1 else ""
+
+    @property
+    def _way_of_a_node(self) -> str:
         threads = f"{self.threads_per_worker} threads" if self.threads_per_worker > 1 else ""
         blas = f"{self.blas_threads} BLAS threads" if self.blas_threads > 1 else ""
-        nodes = f"on {self.n_nodes} nodes" if self.n_nodes > 1 else ""
-        levels = (self.variant, self.schedule, self.start_method, threads, blas, nodes)
+        levels = (self.variant, self.schedule, self.start_method, threads, blas)
         return " ".join((self.backend, *(level for level in levels if level not in USUAL)))
 
 
