@@ -8,6 +8,7 @@ No Dask task is made: a handler is installed in each worker, and takes over the 
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import os
 import threading
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from parcompute.backends.base import Options
 from parcompute.backends.nodes import wire
@@ -27,6 +29,15 @@ _HANDLER = "parcompute"
 
 # A scheduler that has not answered within so many seconds is not there.
 _CONNECT_S = 10.0
+
+# Either side of a connection says something each second. If nothing has come at so many looks, a second apart, the
+# other one is cut off: its cable is pulled, its machine is dead. Looks are counted and not seconds, since a program
+# that was stopped itself has not looked.
+_LOOK_S, _SILENT_LOOKS = 1.0, 10
+
+# What keeps a connection alive, and tells the clocks, need not wait for a long message: that is sent in pieces.
+_URGENT = {"ping", "pong"}
+_PIECE_BYTES = 2**23
 
 
 class _Workers:
@@ -140,47 +151,101 @@ class _Workers:
 
 
 class _Link:
-    """A connection to one worker, as either side has it: one task writes, one reads."""
+    """A connection to one worker, as either side has it: one task writes, one reads, one looks whether it is alive."""
 
     def __init__(self, comm: Any, heard: Callable[[wire.Message | None], None], loop: Any) -> None:
         self._comm, self._heard, self._loop = comm, heard, loop
         self._outbox: asyncio.Queue[wire.Message | None] = asyncio.Queue()
+        self._urgent: collections.deque[wire.Message] = collections.deque()
         self._tasks: list[asyncio.Task[None]] = []
+        self._silent_looks = 0
         self._gone = False
 
     def begin(self) -> None:
         """Write and read; in the thread of the loop."""
-        self._tasks = [asyncio.ensure_future(self._write()), asyncio.ensure_future(self._read())]
+        self._tasks = [asyncio.ensure_future(does()) for does in (self._write, self._read, self._watch)]
 
     def send(self, message: wire.Message) -> None:
         """Send a message; from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            self._loop.add_callback(self._outbox.put_nowait, message)
+            self._loop.add_callback(self._put, message)
+
+    def _put(self, message: wire.Message) -> None:
+        if message[0] in _URGENT:
+            self._urgent.append(message)
+            message = ()  # wakes the task
+        self._outbox.put_nowait(message)
 
     async def _write(self) -> None:
+        try:
+            with contextlib.suppress(OSError):
+                while (message := await self._outbox.get()) is not None:
+                    await self._write_urgent()
+                    if message:
+                        await self._write_one(message)
+                    del message
+        finally:
+            self._lose()
+
+    async def _write_urgent(self) -> None:
+        while self._urgent:
+            await self._write_one(self._urgent.popleft())
+
+    async def _write_one(self, message: wire.Message) -> None:
         from distributed.protocol import to_serialize
 
-        with contextlib.suppress(OSError):
-            while (message := await self._outbox.get()) is not None:
-                head, buffers = wire.pack(message)
-                arrays = [to_serialize(np.frombuffer(buffer, np.uint8)) for buffer in buffers]
-                await self._comm.write({"head": to_serialize(np.frombuffer(head, np.uint8)), "buffers": arrays})
-                del message, head, buffers, arrays
-        self._lose()
+        head, buffers = wire.pack(message)
+        arrays = [np.frombuffer(buffer, np.uint8) for buffer in buffers]
+        long = [array for array in arrays if array.nbytes > _PIECE_BYTES]
+        told = [array.nbytes if array.nbytes > _PIECE_BYTES else to_serialize(array) for array in arrays]
+        await self._comm.write({"head": to_serialize(np.frombuffer(head, np.uint8)), "buffers": told})
+        for array in long:
+            for at in range(0, array.nbytes, _PIECE_BYTES):
+                await self._write_urgent()
+                await self._comm.write({"piece": to_serialize(array[at : at + _PIECE_BYTES])})
 
     async def _read(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                came = await self._comm.read()
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    came = await self._come()
+                    buffers = [await self._pieces(one) if isinstance(one, int) else one for one in came["buffers"]]
+                    self._heard(wire.unpack(came["head"].tobytes(), buffers))
+                    del came, buffers
+        finally:
+            self._lose()
+
+    async def _come(self) -> Any:
+        came = await self._comm.read()
+        self._silent_looks = 0
+        return came
+
+    async def _pieces(self, n_bytes: int) -> npt.NDArray[np.uint8]:
+        """Return a long buffer, put together; what comes between its pieces is urgent."""
+        whole, n = np.empty(n_bytes, np.uint8), 0
+        while n < n_bytes:
+            came = await self._come()
+            if (piece := came.get("piece")) is None:
                 self._heard(wire.unpack(came["head"].tobytes(), came["buffers"]))
-                del came
-        self._lose()
+            else:
+                whole[n : n + len(piece)] = piece
+                n += len(piece)
+        return whole
+
+    async def _watch(self) -> None:
+        while not self._gone:
+            await asyncio.sleep(_LOOK_S)
+            self._silent_looks += 1
+            if self._silent_looks > _SILENT_LOOKS:
+                self._lose()
 
     def _lose(self) -> None:
         if not self._gone:
             self._gone = True
             self._comm.abort()
             self._outbox.put_nowait(None)
+            if self._tasks:
+                self._tasks[2].cancel()
             self._heard(None)
 
     async def hang_up(self) -> None:
@@ -191,7 +256,7 @@ class _Link:
 
     async def ended(self) -> None:
         """Wait until the connection is gone."""
-        await asyncio.gather(*self._tasks)
+        await asyncio.wait(self._tasks)
 
 
 class Dask(Nodes):
