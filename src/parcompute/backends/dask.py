@@ -8,6 +8,7 @@ No Dask task is made: a handler is installed in each worker, and takes over the 
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from parcompute.backends.base import Options
 from parcompute.backends.nodes import wire
@@ -26,11 +28,17 @@ from parcompute.machine import limits
 # The name of the handler in Dask's workers.
 _HANDLER = "parcompute"
 
-# A larger message is sent in pieces of so many bytes: in one, Dask takes three times as long for 256 MiB.
-_PIECE_BYTES = 2**25
-
 # A scheduler that has not answered within so many seconds is not there.
 _CONNECT_S = 10.0
+
+# Either side of a connection says something each second. If nothing has come at so many looks, a second apart, the
+# other one is cut off: its cable is pulled, its machine is dead. Looks are counted and not seconds, since a program
+# that was stopped itself has not looked.
+_LOOK_S, _SILENT_LOOKS = 1.0, 10
+
+# What keeps a connection alive, and tells the clocks, need not wait for a long message: that is sent in pieces.
+_URGENT = {"ping", "pong"}
+_PIECE_BYTES = 2**23
 
 
 class _Workers:
@@ -144,21 +152,23 @@ class _Workers:
 
 
 class _Link:
-    """A connection to one worker, as either side has it: one task writes, one reads."""
+    """A connection to one worker, as either side has it: one task writes, one reads, one looks whether it is alive."""
 
     def __init__(self, comm: Any, heard: Callable[[wire.Message | None], None], loop: Any) -> None:
         self._comm, self._heard, self._loop = comm, heard, loop
         self._outbox: asyncio.Queue[wire.Message | None] = asyncio.Queue()
+        self._urgent: collections.deque[wire.Message] = collections.deque()
         self._tasks: list[asyncio.Task[None]] = []
+        self._silent_looks = 0
         self._gone = False
 
     def begin(self) -> None:
         """Write and read; in the thread of the loop."""
-        self._tasks = [asyncio.ensure_future(self._until_lost(moves())) for moves in (self._write, self._read)]
+        self._tasks = [asyncio.ensure_future(self._until_lost(does)) for does in (self._write, self._read, self._watch)]
 
-    async def _until_lost(self, moving: Any) -> None:
+    async def _until_lost(self, does: Callable[[], Any]) -> None:
         try:
-            await moving
+            await does()
         except OSError:  # the other side is gone
             pass
         except Exception:  # of a message that cannot be rebuilt here: this side is of no use to the other any more
@@ -169,48 +179,76 @@ class _Link:
     def send(self, message: wire.Message) -> None:
         """Send a message; from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            self._loop.add_callback(self._outbox.put_nowait, message)
+            self._loop.add_callback(self._put, message)
+
+    def _put(self, message: wire.Message) -> None:
+        if message[0] in _URGENT:
+            self._urgent.append(message)
+            message = ()  # wakes the task
+        self._outbox.put_nowait(message)
 
     async def _write(self) -> None:
+        while (message := await self._outbox.get()) is not None:
+            await self._write_urgent()
+            if message:
+                await self._write_one(message)
+            del message
+
+    async def _write_urgent(self) -> None:
+        while self._urgent:
+            await self._write_one(self._urgent.popleft())
+
+    async def _write_one(self, message: wire.Message) -> None:
         from distributed.protocol import to_serialize
 
-        while (message := await self._outbox.get()) is not None:
-            head, buffers = wire.pack(message)
-            views = [np.frombuffer(buffer, np.uint8) for buffer in buffers]
-            frame = wire.framed(head, [len(view) for view in views])
-            whole = sum(map(len, views)) <= _PIECE_BYTES
-            arrays = [to_serialize(view) for view in views] if whole else None
-            await self._comm.write({"frame": to_serialize(np.frombuffer(frame, np.uint8)), "buffers": arrays})
-            for view in () if whole else views:
-                for at in range(0, len(view), _PIECE_BYTES):
-                    await self._comm.write(to_serialize(view[at : at + _PIECE_BYTES]))
-            del message, buffers, views, arrays
+        head, buffers = wire.pack(message)
+        arrays = [np.frombuffer(buffer, np.uint8) for buffer in buffers]
+        long = [array for array in arrays if array.nbytes > _PIECE_BYTES]
+        told = [array.nbytes if array.nbytes > _PIECE_BYTES else to_serialize(array) for array in arrays]
+        await self._comm.write({"head": to_serialize(np.frombuffer(head, np.uint8)), "buffers": told})
+        for array in long:
+            for at in range(0, array.nbytes, _PIECE_BYTES):
+                await self._write_urgent()
+                await self._comm.write({"piece": to_serialize(array[at : at + _PIECE_BYTES])})
 
     async def _read(self) -> None:
         while True:
-            came = await self._comm.read()
-            head, sizes = wire.unframed(came["frame"].tobytes())
-            buffers = came["buffers"]
-            if buffers is None:
-                buffers = [await self._pieces(size) for size in sizes]
-            self._heard(wire.unpack(head, buffers))
+            came = await self._come()
+            buffers = [await self._pieces(one) if isinstance(one, int) else one for one in came["buffers"]]
+            self._heard(wire.unpack(came["head"].tobytes(), buffers))
             del came, buffers
 
-    async def _pieces(self, size: int) -> Any:
-        """Read what was sent in pieces."""
-        whole = np.empty(size, np.uint8)
-        at = 0
-        while at < size:
-            piece = await self._comm.read()
-            whole[at : at + len(piece)] = piece
-            at += len(piece)
+    async def _come(self) -> Any:
+        came = await self._comm.read()
+        self._silent_looks = 0
+        return came
+
+    async def _pieces(self, n_bytes: int) -> npt.NDArray[np.uint8]:
+        """Return a long buffer, put together; what comes between its pieces is urgent."""
+        whole, n = np.empty(n_bytes, np.uint8), 0
+        while n < n_bytes:
+            came = await self._come()
+            if (piece := came.get("piece")) is None:
+                self._heard(wire.unpack(came["head"].tobytes(), came["buffers"]))
+            else:
+                whole[n : n + len(piece)] = piece
+                n += len(piece)
         return whole
+
+    async def _watch(self) -> None:
+        while not self._gone:
+            await asyncio.sleep(_LOOK_S)
+            self._silent_looks += 1
+            if self._silent_looks > _SILENT_LOOKS:
+                self._lose()
 
     def _lose(self) -> None:
         if not self._gone:
             self._gone = True
             self._comm.abort()
             self._outbox.put_nowait(None)
+            if self._tasks:
+                self._tasks[2].cancel()
             self._heard(None)
 
     async def hang_up(self) -> None:
@@ -221,7 +259,7 @@ class _Link:
 
     async def ended(self) -> None:
         """Wait until the connection is gone."""
-        await asyncio.gather(*self._tasks)
+        await asyncio.wait(self._tasks)
 
 
 class Dask(Nodes):

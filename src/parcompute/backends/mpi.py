@@ -306,7 +306,7 @@ def serve() -> None:
         if said[0] == "hello":
             for number in [number for number, server in servers.items() if server.ended]:
                 del servers[number]
-            servers[executor] = Server(lambda answer: post.send(0, (executor, answer)), n_cpus, patience_s=None)
+            servers[executor] = Server(lambda answer: post.send(0, (executor, answer)), n_cpus)
         servers[executor].hear(said)
 
     post = Post(world, heard)

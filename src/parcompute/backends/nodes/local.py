@@ -24,7 +24,7 @@ class Local:
     def __init__(
         self, number: int, heard: Callable[[int, wire.Message | None], None], n_cpus: int | None = None
     ) -> None:
-        self._server = Server(lambda message: heard(number, message), n_cpus, patience_s=None)
+        self._server = Server(lambda message: heard(number, message), n_cpus)
 
     def send(self, message: wire.Message) -> None:
         """Hand a message over."""

@@ -34,10 +34,6 @@ from parcompute.jobs.setup import Setup
 from parcompute.machine import limits
 from parcompute.memory import shared
 
-# A caller says something each second. One that has been silent for so long is gone, or cut off: its crew is ended, so
-# that a host is free again, and is started anew if the caller is there after all.
-SILENCE_S = 6.0
-
 
 class Server:
     """One node, which serves one caller.
@@ -48,14 +44,10 @@ class Server:
         Sends a message to the caller; any thread may call it.
     n_cpus : int, optional
         How many CPUs are its part of the host; None is all that this process may use.
-    patience_s : float or None
-        Seconds of silence after which the caller is taken for gone; None where the engine tells.
     """
 
-    def __init__(
-        self, say: Callable[[wire.Message], None], n_cpus: int | None = None, patience_s: float | None = SILENCE_S
-    ) -> None:
-        self._say, self._n_cpus, self._patience_s = say, n_cpus, patience_s
+    def __init__(self, say: Callable[[wire.Message], None], n_cpus: int | None = None) -> None:
+        self._say, self._n_cpus = say, n_cpus
         self._crew: Processes | None = None
         self._arrays: dict[bytes, npt.NDArray[Any]] = {}
         self._jobs: dict[int, tuple[Job, tuple[Any, ...]]] = {}
@@ -63,18 +55,14 @@ class Server:
         self._supplied_ns = 0  # when what the last message brought was in its place
         self._running = -1  # the job of which a span is computed
         self._queue: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
-        self._heard_s = time.monotonic()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="parcompute-node", daemon=True)
         self._thread.start()
-        if patience_s is not None:
-            threading.Thread(target=self._watch, name="parcompute-patience", daemon=True).start()
 
     # --- the engine's thread -------------------------------------------------------------------------------
 
     def hear(self, message: wire.Message) -> None:
         """Take a message of the caller; what takes time is done elsewhere."""
-        self._heard_s = time.monotonic()
         kind = message[0]
         if kind == "ping":
             self._say(("pong", message[1], time.perf_counter_ns()))
@@ -105,12 +93,6 @@ class Server:
         """Wait until the crew has ended."""
         if self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
-
-    def _watch(self) -> None:
-        assert self._patience_s is not None
-        while not self._closed.wait(self._patience_s / 4):
-            if time.monotonic() - self._heard_s > self._patience_s:
-                self.close()
 
     # --- its own thread ------------------------------------------------------------------------------------
 
