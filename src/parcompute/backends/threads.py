@@ -57,14 +57,16 @@ class _Pace:
 
     def learn(self, rows: npt.NDArray[np.void], n_blocks: int, makespan_ns: int, alone: bool) -> None:
         """Take note of a job."""
-        cpu_ns = int(rows["cpu_ns"].sum())
         self.per_s[alone] = n_blocks / (makespan_ns / 1e9)
-        self.block_ns = cpu_ns / n_blocks
-        self.brief = is_brief(rows)
+        if is_brief(rows):
+            self.brief = self.alone = True
+            return
+        cpu_ns = int(rows["cpu_ns"].sum())
+        self.brief, self.block_ns = False, cpu_ns / n_blocks
         least, most = _ONE_CPU
         take_turns = self.block_ns < _SHORT_NS and least < cpu_ns / makespan_ns < most
         faster = self.per_s[True] > _AS_FAST * self.per_s[False]
-        self.alone = self.brief or (faster if self.per_s[True] else take_turns)
+        self.alone = faster if self.per_s[True] else take_turns
 
     def why(self, n_threads: int) -> str:
         """Say why one thread computes."""

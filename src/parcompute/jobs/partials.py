@@ -123,8 +123,8 @@ class Partials:
     def result(self) -> Any:
         """Combine the partials of all blocks, neighbours first: ((0 1) (2 3)) ((4 5) 6)."""
         if self.combine is None and self.like is not None and not self.odd and not self.omitted:
-            assert self.arrays is not None
-            return _assemble(self.like, iter([_sum_tree(array, leaf) for array, leaf in self._columns()]))
+            sums = [_sum_tree(array, leaf) for array, leaf in self._columns()]
+            return sums[0] if type(self.like) is Leaf else _assemble(self.like, iter(sums))
         partials = [_NOTHING if i in self.omitted else self._partial(i) for i in range(self.n_blocks)]
         combine = self.combine or add
         while len(partials) > 1:
@@ -246,8 +246,9 @@ def _sum_tree(rows: npt.NDArray[Any], leaf: Leaf) -> Any:
     if leaf.kind in (int, bool):  # exact in any order, and Python's integers do not wrap
         return sum(rows.tolist()) if len(rows) > 1 else leaf.kind(rows[0])
     rows = np.array(rows) if len(rows) == 1 else rows
-    while len(rows) > 1:
-        n_pairs = len(rows) // 2
-        pairs = rows[0 : 2 * n_pairs : 2] + rows[1 : 2 * n_pairs : 2]
-        rows = pairs if len(rows) % 2 == 0 else np.concatenate([pairs, rows[-1:]])
+    while (n_rows := len(rows)) > 1:
+        if n_rows % 2:
+            rows = np.concatenate([rows[0:-1:2] + rows[1::2], rows[-1:]])
+        else:
+            rows = rows[0::2] + rows[1::2]
     return _unboxed(rows[0], leaf)

@@ -15,7 +15,6 @@ import itertools
 import os
 import pickle
 import struct
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -243,7 +242,7 @@ class Board:
     @property
     def is_full(self) -> bool:
         """Whether each block is done or has failed."""
-        return self.n_done == self.sizes[1]
+        return WAITING not in self.done.tobytes()  # in a third of the time of a count, if there are few
 
     def unfinished(self) -> npt.NDArray[np.int64]:
         """Return the blocks that are neither done nor failed."""
@@ -261,9 +260,10 @@ assert _ROW.size == CHUNK_DTYPE.itemsize
 
 def _unnamed_file() -> int:
     # It must be a regular file: on the descriptor of memfd_create the kernel does not lock the offset.
-    folder = segments.SHM_FOLDER if os.path.isdir(segments.SHM_FOLDER) else tempfile.gettempdir()
     try:
-        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        return os.open(segments.SHM_FOLDER, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except (OSError, AttributeError):
+        import tempfile  # 5 ms, for systems without such files
+
         with tempfile.TemporaryFile() as file:
             return os.dup(file.fileno())

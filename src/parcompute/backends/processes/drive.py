@@ -118,14 +118,16 @@ class Drive:
         # No more than there are chunks; under "static" each chunk is a certain worker's.
         n_wanted = -(-pass_.n_chunks // (1 if pass_.alone else self.threads))
         wanted = [member for member in self.crew.members if member.ready][:n_wanted]
-        n_now = 1 if self.parcels.brief and pass_.is_claimed else n_wanted
-        self.reserve = wanted[n_now:]
-        for member in wanted[:n_now]:
+        for member in wanted[:1]:
             self._enlist(member)
+        # It wakes up while the rest is found out here.
+        n_now = 1 if pass_.is_claimed and self.parcels.is_brief() else n_wanted
+        for member in wanted[1:n_now]:
+            self._enlist(member)
+        self.reserve = wanted[n_now:]
+        self.crew.show((*self.keep_alive, self.board.memory, *(self.job.outputs.arrays or ())))
 
     def _broadcast(self) -> bytes:
-        self.crew.show(self.keep_alive)
-        self.crew.show((self.board.memory, *(self.job.outputs.arrays or ())))
         walked = (self.pass_.number, self.pass_.n_chunks, self.pass_.lost, self.pass_.alone, self.pass_.is_claimed)
         job = self.number, tuple(self.parcel), self.told, self.parcels.arrays(self.job)
         return pickle.dumps(("walk", *job, walked, self.board.reference))
@@ -243,6 +245,7 @@ class Drive:
     def _shape(self, shape: Any) -> None:
         """Make the output's arrays, and tell those that wait for them, and those that will as soon as they look."""
         self.job.outputs.allocate(shape, shared_array)
+        self.crew.show(self.job.outputs.arrays or ())
         self.message = self._broadcast()
         # Whoever does not wait for it may not read it for long: it must fit the channel.
         if len(self.job.outputs.arrays or ()) <= _FEW_ARRAYS:
