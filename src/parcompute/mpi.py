@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run(path: str) -> None:
-    """Run a script as the main module, which stays that: calls that are submitted may look for their functions in it."""
+    """Run a script as the main module, which stays that: submitted calls may look for their functions in it."""
     with io.open_code(path) as file:
         code = compile(file.read(), path, "exec")
     module = sys.modules["__main__"] = types.ModuleType("__main__")
