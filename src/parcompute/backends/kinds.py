@@ -21,6 +21,10 @@ _REMEMBERED = 256
 # A job that takes less in one worker is over before another one is awake.
 _BRIEF_NS = 150_000
 
+# Blocks of less CPU time may be too short for several threads: NumPy lets go of the interpreter lock in each call, and
+# to take it again from another thread costs as much as the call.
+SHORT_NS = 60_000
+
 # Wrappers within wrappers are told apart as deep as that; a function may refer to itself.
 _DEPTH = 3
 

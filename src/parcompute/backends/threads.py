@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, deliver, timeline
-from parcompute.backends.kinds import Kinds, is_brief
+from parcompute.backends.kinds import SHORT_NS, Kinds, is_brief
 from parcompute.jobs import variables, world
 from parcompute.jobs.job import Failure, Job
 from parcompute.jobs.outputs import Allocate
@@ -26,10 +26,6 @@ from parcompute.jobs.setup import State
 from parcompute.machine import blas, signals
 from parcompute.values.timeline import Timeline
 from parcompute.workers.walk import walk
-
-# Blocks of less CPU time may be too short for several threads: NumPy lets go of the interpreter lock in each call, and
-# to take it again from another thread costs as much as the call.
-_SHORT_NS = 60_000
 
 # Threads that take turns keep so many CPUs busy, all together.
 _ONE_CPU = 0.6, 1.3
@@ -64,7 +60,7 @@ class _Pace:
         cpu_ns = int(rows["cpu_ns"].sum())
         self.brief, self.block_ns = False, cpu_ns / n_blocks
         least, most = _ONE_CPU
-        take_turns = self.block_ns < _SHORT_NS and least < cpu_ns / makespan_ns < most
+        take_turns = self.block_ns < SHORT_NS and least < cpu_ns / makespan_ns < most
         faster = self.per_s[True] > _AS_FAST * self.per_s[False]
         self.alone = faster if self.per_s[True] else take_turns
 
