@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,26 @@ MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathse
 
 # A program that has not ended by then hangs. The machine may be busy with other work.
 HANGS_S = 120.0
+
+
+class Here:
+    """This machine, as so many hosts that have everything in common; what needs no hosts needs no root."""
+
+    mpiexec_options = ("-n", "2")
+
+    def __init__(self, n):
+        self.names = [f"n{number}" for number in range(1, n + 1)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+
+    def address(self, name):
+        """Return the address of a host."""
+        return "127.0.0.1"
+
+    def start(self, name, *command, **options):
+        """Start a command on a host."""
+        return subprocess.Popen(command, text=True, **options)
 
 
 class Program:
@@ -74,11 +95,12 @@ class OnDask:
     """A scheduler on n1, and a worker process with its nanny on each host."""
 
     name = "dask"
-    options = {"backend": "dask", "cluster": "tcp://n1:8786"}  # noqa: RUF012
 
     def __init__(self, hosts, nthreads=2):
         self.hosts, self.nthreads = hosts, nthreads
         self.folder = Path(tempfile.mkdtemp(prefix="dask-"))
+        self.cluster = f"tcp://{hosts.address('n1')}:{hosts.port}"
+        self.options = {"backend": "dask", "cluster": self.cluster}
         self.processes = {}
         self.scheduler = self.begin_scheduler()
         for name in hosts.names:
@@ -87,14 +109,23 @@ class OnDask:
 
     def begin_scheduler(self):
         """Start the scheduler."""
-        return self._start("n1", "scheduler", "--host", "n1", "--port", "8786", "--no-dashboard", "--no-show")
+        where = ("--host", self.hosts.address("n1"), "--port", str(self.hosts.port))
+        return self._start("n1", "scheduler", *where, "--no-dashboard", "--no-show")
 
     def add_worker(self, host, name=None, before=()):
         """Start a worker on a host; it is there some time later."""
         name = name or host
-        options = ("--nthreads", str(self.nthreads), "--no-dashboard", "--host", host, "--name", name)
+        options = (
+            "--nthreads",
+            str(self.nthreads),
+            "--no-dashboard",
+            "--host",
+            self.hosts.address(host),
+            "--name",
+            name,
+        )
         self.processes[name] = self._start(
-            host, "worker", "tcp://n1:8786", *options, "--local-directory", str(self.folder / name), before=before
+            host, "worker", self.cluster, *options, "--local-directory", str(self.folder / name), before=before
         )
 
     def _start(self, host, kind, *arguments, before=()):
@@ -148,10 +179,8 @@ class OnMPI:
         self.hosts = hosts
 
     def start(self, function, *args):
-        """Start a program on n1, with a rank on each host."""
-        launcher = ("-launcher", "ssh", "-launcher-exec", str(self.hosts.rsh))
-        ranks = ("-hosts", ",".join(self.hosts.names), "-n", str(len(self.hosts.names)))
-        command = [MPIEXEC, *launcher, *ranks, sys.executable, "-m", "parcompute.mpi"]
+        """Start a program on n1, with a rank on each host; its function is given what `OnDask.start` gives it."""
+        command = [MPIEXEC, *self.hosts.mpiexec_options, sys.executable, "-m", "parcompute.mpi"]
         return Program(self.hosts, command, function, (self.options, *args))
 
     def run(self, function, *args):

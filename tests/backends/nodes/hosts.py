@@ -98,6 +98,18 @@ class Hosts:
     def _on_switch(self, command: str) -> None:
         subprocess.run(["nsenter", "--target", str(self._switch.pid), "--net", *command.split()], check=True)
 
+    port = 8786
+
+    @property
+    def mpiexec_options(self) -> tuple[str, ...]:
+        """What MPICH's mpiexec needs to know to start a rank on each."""
+        ranks = ("-hosts", ",".join(self.names), "-n", str(len(self.names)))
+        return ("-launcher", "ssh", "-launcher-exec", str(self.rsh), *ranks)
+
+    def address(self, name: str) -> str:
+        """Return by what the others find a host."""
+        return name
+
     def on(self, name: str) -> list[str]:
         """Return what a command has to begin with to run on a host, in the folder where this process is."""
         entered = ["nsenter", "--target", str(self._holders[name].pid), *_ON_HOST]
