@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,10 @@ _URGENT = {"ping", "pong"}
 _PIECE_BYTES = 2**23
 
 
+class _NotReached(RuntimeError):
+    """A worker that the scheduler has does not answer, while others may."""
+
+
 class _Workers:
     """The engine: the workers of a Dask cluster."""
 
@@ -50,19 +55,25 @@ class _Workers:
         self._numbers: dict[str, int] = {}  # of the workers, by address
         self._links: dict[int, _Link] = {}
         self._n = 0
+        self._joining: dict[str, asyncio.Task[Exception | None]] = {}
         self._looking = False
         self._closed = False
-        self._error = ""
+        self._error = self._not_reached = ""
 
     def open(self, heard: Callable[[int, wire.Message | None], None]) -> None:
         """Connect to the workers that are there."""
         self._heard = heard
-        with _in_words(self._client):
-            self._client.sync(self._find, True)
-        if self._n_nodes is not None and len(self._links) < self._n_nodes:
+        try:
+            with _in_words(self._client):
+                self._client.sync(self._find, True)
             n = len(self._links)
+            if self._n_nodes is not None and n < self._n_nodes:
+                raise ValueError(f"nodes={self._n_nodes}, but the Dask cluster has {n} workers; scale it up first")
+        except BaseException:
             self.close()
-            raise ValueError(f"nodes={self._n_nodes}, but the Dask cluster has {n} workers; scale it up first")
+            raise
+        if self._not_reached:
+            warnings.warn(self._not_reached, stacklevel=6)
 
     def send(self, number: int, message: wire.Message) -> None:
         """Send a message."""
@@ -78,32 +89,54 @@ class _Workers:
 
     async def _find(self, first: bool) -> None:
         try:
-            found = (await self._client.scheduler.identity())["workers"]
+            found = (await asyncio.wait_for(self._client.scheduler.identity(), _CONNECT_S))["workers"]
             self._error = ""
-            for address in [address for address in self._numbers if address not in found]:
-                del self._numbers[address]
-            new = [address for address in sorted(found) if address not in self._numbers]
-            if self._n_nodes is not None:
-                new = new[: max(0, self._n_nodes - len(self._links))]
-            if new:
-                await self._install(new)
-            for address in new:
-                await self._connect(address)
         except Exception as error:
             if first:
                 raise
-            self._error = f"the scheduler does not answer ({type(error).__name__}: {error})"
+            self._error = f"the Dask scheduler does not answer ({type(error).__name__}: {error})"
+            return
         finally:
             self._looking = False
+        new = [address for address in sorted(found) if address not in self._numbers and address not in self._joining]
+        if self._n_nodes is not None:
+            new = new[: max(0, self._n_nodes - len(self._links) - len(self._joining))]
+        # Each by itself: one that is listed and does not answer must not keep the others waiting.
+        for address in new:
+            self._joining[address] = asyncio.ensure_future(self._join(address))
+        if first:
+            await self._look_at_first(list(self._joining.values()))
 
-    async def _install(self, addresses: list[str]) -> None:
-        answers = await self._client._run(install, workers=addresses, on_error="return")
-        for address, answer in answers.items():
-            if isinstance(answer, BaseException):
-                raise RuntimeError(
-                    f"the Dask worker {address} cannot serve: {type(answer).__name__}: {answer}; install the same "
-                    "parcompute there as here, with the extra dask"
-                ) from answer
+    async def _look_at_first(self, joining: list[asyncio.Task[Exception | None]]) -> None:
+        errors = [error for error in await asyncio.gather(*joining) if error is not None]
+        if errors and not (self._links and all(isinstance(error, _NotReached) for error in errors)):
+            raise errors[0]
+        self._not_reached = "; ".join(map(str, errors))
+
+    async def _join(self, address: str) -> Exception | None:
+        try:
+            await self._install(address)
+            await self._connect(address)
+            return None
+        except Exception as error:
+            self._error = str(error)
+            return error
+        finally:
+            del self._joining[address]
+
+    async def _install(self, address: str) -> None:
+        try:
+            running = self._client._run(install, workers=[address], on_error="return")
+            answer = (await asyncio.wait_for(running, _CONNECT_S)).get(address)
+        except (OSError, TimeoutError) as error:
+            raise _NotReached(f"the Dask worker {address}, which the scheduler has, does not answer it") from error
+        if isinstance(answer, OSError):
+            raise _NotReached(f"the Dask worker {address}, which the scheduler has, does not answer it") from answer
+        if isinstance(answer, BaseException):
+            raise RuntimeError(
+                f"the Dask worker {address} cannot serve: {type(answer).__name__}: {answer}; install the same "
+                "parcompute there as here, with the extra dask"
+            ) from answer
 
     async def _connect(self, address: str) -> None:
         from distributed.comm import connect
@@ -112,7 +145,7 @@ class _Workers:
         try:
             comm = await connect(address, timeout=_CONNECT_S, **arguments)
         except OSError as error:
-            raise RuntimeError(
+            raise _NotReached(
                 f"this program does not reach the Dask worker {address} ({error}), which the scheduler has; run it "
                 "where the workers can be reached"
             ) from error
@@ -134,9 +167,9 @@ class _Workers:
     def why_nobody(self) -> str:
         """Say what the scheduler says."""
         scheduler = getattr(self._client.scheduler, "address", "?")
-        if self._error or self._client.status != "running":
-            return f"the Dask scheduler at {scheduler} is gone: {self._error or self._client.status}"
-        return f"the Dask scheduler at {scheduler} knows no worker that can be reached"
+        if self._client.status != "running":
+            return f"the Dask scheduler at {scheduler} is gone: the client is {self._client.status}"
+        return self._error or f"the Dask scheduler at {scheduler} knows no worker"
 
     def close(self) -> None:
         """Disconnect."""
@@ -148,6 +181,8 @@ class _Workers:
                 one.close()
 
     async def _hang_up(self) -> None:
+        for task in self._joining.values():
+            task.cancel()
         await asyncio.gather(*(link.hang_up() for link in list(self._links.values())), return_exceptions=True)
 
 
