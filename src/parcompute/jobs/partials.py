@@ -59,6 +59,14 @@ class Partials:
         if type(shape) is Leaf and shape.kind in (int, float):
             self._kind, self._numbers = shape.kind, memoryview(self.arrays[0].data)
 
+    def grow(self, n_blocks: int, allocate: Allocate) -> None:
+        """Have room for the partials of so many blocks."""
+        before, self.n_blocks = self.arrays, n_blocks
+        if before is not None:
+            self.allocate(self.like, allocate)
+            for old, new in zip(before, self.arrays or (), strict=True):
+                new[: len(old)] = old
+
     def forget_shape(self) -> None:
         """Let block 0 decide again what a partial looks like."""
         self.like = self.arrays = self._kind = None
@@ -119,12 +127,13 @@ class Partials:
         """Leave a block out of the tree."""
         self.omitted.add(block.index)
 
-    def result(self) -> Any:
-        """Combine the partials of all blocks, neighbours first: ((0 1) (2 3)) ((4 5) 6)."""
+    def result(self, n_blocks: int | None = None) -> Any:
+        """Combine the partials of the first blocks, or of all, neighbours first: ((0 1) (2 3)) ((4 5) 6)."""
+        n_blocks = self.n_blocks if n_blocks is None else n_blocks
         if self.combine is None and self.like is not None and not self.odd and not self.omitted:
             assert self.arrays is not None
-            return _assemble(self.like, iter([_sum_tree(array, leaf) for array, leaf in self._columns()]))
-        partials = [_NOTHING if i in self.omitted else self._partial(i) for i in range(self.n_blocks)]
+            return _assemble(self.like, iter([_sum_tree(array[:n_blocks], leaf) for array, leaf in self._columns()]))
+        partials = [_NOTHING if i in self.omitted else self._partial(i) for i in range(n_blocks)]
         combine = self.combine or add
         while len(partials) > 1:
             pairs = [

@@ -12,7 +12,7 @@ consecutive blocks that one worker claims at once: the unit of scheduling.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -272,6 +272,20 @@ class Plan:
         edges = schedule.edges(n_blocks, n_workers)
         edges.flags.writeable = False
         return cls(n_items, block_items, halo, schedule, n_workers, edges, why)
+
+    def portion(self, first: int, stop: int) -> Plan:
+        """Return the same with chunks of blocks ``first, ..., stop - 1`` only."""
+        edges = first + self.schedule.edges(stop - first, self.n_workers)
+        edges.flags.writeable = False
+        return replace(self, edges=edges)
+
+    def first(self, n_blocks: int, edges: npt.NDArray[np.int64]) -> Plan:
+        """Return the plan of the first blocks, which were computed in these chunks."""
+        if n_blocks == self.n_blocks:
+            why = f"{self.why}; in portions of 1, 1, 2, 4, … blocks"
+        else:
+            why = f"{self.why}; enough after {n_blocks} of {self.n_blocks} blocks"
+        return replace(self, n_items=min(n_blocks * self.block_items, self.n_items), edges=edges, why=why)
 
     @property
     def n_blocks(self) -> int:
