@@ -348,7 +348,7 @@ def conclude(job: Job, failures: Sequence[Failure], lost: Sequence[WorkerLost] =
     """
     errors: list[Trouble] = [*(failure.error() for failure in failures), *lost]
     errors.sort(key=position)
-    if errors and (not job.keep_going or job.outputs.arrays is None or errors[0].block is None):
+    if errors and (not job.keep_going or errors[0].block is None):
         raise errors[0]
     for error in errors:
         if error.block is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -247,6 +248,11 @@ def _instead_of(array: Any) -> str:
     if package == "xarray":
         return "pass x.to_numpy() if that fits memory, else the Zarr array or HDF5 dataset that it is read from"
     return "pass a NumPy array, a memmap, an h5py dataset or a Zarr array"
+
+
+def item_bytes_of(arrays: Sequence[Any]) -> int:
+    """Return the bytes of one item over all arrays."""
+    return sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in arrays)
 
 
 def seed_of(seed: Any, asks: frozenset[str]) -> int | None:

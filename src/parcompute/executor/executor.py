@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,8 @@ import numpy.typing as npt
 
 from parcompute.backends import base
 from parcompute.executor import arguments
-from parcompute.executor.last_job import LastJob
+from parcompute.executor.enough import Steps, Until
+from parcompute.executor.iteration import BlockIterator
 from parcompute.executor.progress import reporting
 from parcompute.jobs.job import Job
 from parcompute.jobs.partials import Combine, Partials
@@ -25,7 +25,7 @@ from parcompute.values.nodes import Node
 from parcompute.values.timeline import Timeline
 
 
-class Executor(LastJob):
+class Executor(BlockIterator):
     """Workers that start once and serve many jobs and calls.
 
     Parameters
@@ -269,6 +269,8 @@ class Executor(LastJob):
             outputs.allocate((outputs.fields, outputs.single), backend.allocate)
         job = _job(kernel, arrays, plan, outputs, seed, asked, policy)
         self._note(*self._run(job, called_ns, checkpoint, seed))
+        if outputs.arrays is None:  # no block has said what a row looks like
+            raise self._failures[0]
         if targets is None:
             return outputs.result()
         outputs.finish()
@@ -290,6 +292,7 @@ class Executor(LastJob):
         on_error: str = "raise",
         block_timeout: float | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
+        until: Until | None = None,
     ) -> Any:
         """Compute one partial result per block and combine them over a fixed tree.
 
@@ -303,6 +306,9 @@ class Executor(LastJob):
         combine : callable, optional
             ``combine(a, b)`` of two partials of neighbouring runs of blocks; None adds, tuples and dicts
             entry by entry.
+        until : callable, optional
+            ``until(partial, n_items)`` is asked after 1, 2, 4, … blocks, of what these combine to and how many items
+            they are. When it returns something true, that is the result. See docs/data.md.
 
         Returns
         -------
@@ -332,10 +338,10 @@ class Executor(LastJob):
             raise ValueError("the kernel asks for out, but the blocks of reduce_blocks have no rows; use map_blocks")
         outputs = Partials(plan, combine)
         job = _job(kernel, arrays, plan, outputs, seed, asked, policy)
-        timeline, plan = self._run(job, called_ns, checkpoint, seed)
+        timeline, plan = self._run(job, called_ns, checkpoint, seed, until)
         if len(outputs.omitted) == plan.n_blocks:  # nothing is left to be combined
             raise self._failures[0]
-        result = outputs.result()
+        result = outputs.result(plan.n_blocks)
         self._note(timeline.until(time.perf_counter_ns()), plan)
         return result
 
@@ -344,24 +350,30 @@ class Executor(LastJob):
 
     # --- the way there -------------------------------------------------------------------------------------
 
-    def _run(self, job: Job, called_ns: int, checkpoint: Any, seed: int | None) -> tuple[Timeline, Plan]:
+    def _run(
+        self, job: Job, called_ns: int, checkpoint: Any, seed: int | None, until: Until | None = None
+    ) -> tuple[Timeline, Plan]:
         if checkpoint is None:
-            return self._computed(job, called_ns)
+            return self._computed(job, called_ns, until)
         from parcompute.jobs.checkpoint import kept  # 20 ms, that most programs need not pay
 
         with kept(checkpoint, seed, job, self._usable().allocate) as job:
-            return self._computed(job, called_ns)
+            return self._computed(job, called_ns, until)
 
-    def _computed(self, job: Job, called_ns: int) -> tuple[Timeline, Plan]:
+    def _computed(self, job: Job, called_ns: int, until: Until | None) -> tuple[Timeline, Plan]:
         backend = self._usable()
+        steps = None if until is None else Steps(backend, until)
         self._plan, self._seed, self._failures = job.plan, job.seed, ()
-        with reporting(self._report, backend.n_done, job.plan.n_blocks), signals.heard():
-            timeline, self._failures = base.run(backend, job, called_ns)
-        return timeline, backend.carried_out(job.plan)
+        with reporting(self._report, (steps or backend).n_done, job.plan.n_blocks), signals.heard():
+            if steps is None:
+                timeline, self._failures = base.run(backend, job, called_ns)
+            else:
+                timeline, self._failures = steps.run(job, called_ns)
+        return timeline, backend.carried_out(job.plan if steps is None else steps.plan)
 
     def _cut(self, arrays: Sequence[Any], n_items: Any, block_items: Any, halo: Any, chunk_rows: int = 1) -> Plan:
         n_items = arguments.n_items_of(arrays, n_items)
-        item_bytes = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in arrays)
+        item_bytes = arguments.item_bytes_of(arrays)
         asked = n_items, item_bytes, self.schedule, block_items, type(block_items), halo, type(halo), chunk_rows
         if self._planned is None or self._planned[0] != asked:
             sizes = {"halo": halo, "item_bytes": item_bytes, "chunk_rows": chunk_rows}

@@ -60,6 +60,14 @@ class Partials:
         if type(shape) is Leaf and shape.kind in (int, float):
             self._kind, self._numbers = shape.kind, memoryview(self.arrays[0].data)
 
+    def grow(self, n_blocks: int, allocate: Allocate) -> None:
+        """Have room for the partials of so many blocks."""
+        before, self.n_blocks = self.arrays, n_blocks
+        if before is not None:
+            self.allocate(self.like, allocate)
+            for old, new in zip(before, self.arrays or (), strict=True):
+                new[: len(old)] = old
+
     def forget_shape(self) -> None:
         """Let block 0 decide again what a partial looks like."""
         self.like = self.arrays = self._kind = None
@@ -120,12 +128,13 @@ class Partials:
         """Leave a block out of the tree."""
         self.omitted.add(block.index)
 
-    def result(self) -> Any:
-        """Combine the partials of all blocks, neighbours first: ((0 1) (2 3)) ((4 5) 6)."""
+    def result(self, n_blocks: int | None = None) -> Any:
+        """Combine the partials of the first blocks, or of all, neighbours first: ((0 1) (2 3)) ((4 5) 6)."""
+        n_blocks = self.n_blocks if n_blocks is None else n_blocks
         if self.combine is None and self.like is not None and not self.odd and not self.omitted:
-            sums = [_sum_tree(array, leaf) for array, leaf in self._columns()]
+            sums = [_sum_tree(array[:n_blocks], leaf) for array, leaf in self._columns()]
             return sums[0] if type(self.like) is Leaf else _assemble(self.like, iter(sums))
-        partials = [_NOTHING if i in self.omitted else self._partial(i) for i in range(self.n_blocks)]
+        partials = [_NOTHING if i in self.omitted else self._partial(i) for i in range(n_blocks)]
         combine = self.combine or add
         while len(partials) > 1:
             pairs = [
@@ -247,8 +256,7 @@ def _sum_tree(rows: npt.NDArray[Any], leaf: Leaf) -> Any:
         return sum(rows.tolist()) if len(rows) > 1 else leaf.kind(rows[0])
     rows = np.array(rows) if len(rows) == 1 else rows
     while (n_rows := len(rows)) > 1:
-        if n_rows % 2:
-            rows = np.concatenate([rows[0:-1:2] + rows[1::2], rows[-1:]])
-        else:
-            rows = rows[0::2] + rows[1::2]
+        rest = rows[-1:] if n_rows % 2 else None
+        rows = rows[0 : n_rows - n_rows % 2 : 2] + rows[1::2]
+        rows = rows if rest is None else np.concatenate([rows, rest])
     return _unboxed(rows[0], leaf)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -279,6 +279,20 @@ class Plan:
         plan = object.__new__(Plan)  # a fifth of the time of `replace`
         plan.__dict__.update(self.__dict__, why=f"{self.why}; {why}")
         return plan
+
+    def portion(self, first: int, stop: int) -> Plan:
+        """Return the same with chunks of blocks ``first, ..., stop - 1`` only."""
+        edges = first + self.schedule.edges(stop - first, self.n_workers)
+        edges.flags.writeable = False
+        return replace(self, edges=edges)
+
+    def first(self, n_blocks: int, edges: npt.NDArray[np.int64]) -> Plan:
+        """Return the plan of the first blocks, which were computed in these chunks."""
+        if n_blocks == self.n_blocks:
+            why = f"{self.why}; in portions of 1, 1, 2, 4, … blocks"
+        else:
+            why = f"{self.why}; enough after {n_blocks} of {self.n_blocks} blocks"
+        return replace(self, n_items=min(n_blocks * self.block_items, self.n_items), edges=edges, why=why)
 
     @functools.cached_property
     def n_blocks(self) -> int:

@@ -71,7 +71,9 @@ class Auto(CountsDone):
             return self._find_out(evidence, job, called_ns)
         self.why = f"on {verdict.backend}, as known: {verdict.why}"
         if verdict.backend == "processes":
-            _move(job, np.zeros(n_blocks, bool), self._processes)
+            marks = np.zeros(n_blocks, np.uint8)
+            job.follow(marks)
+            _move(job, marks != WAITING, self._processes)
             with contextlib.suppress(CannotTravel):  # nothing has run then, and threads can take it as it is
                 return self._run_processes(evidence, job, n_blocks if job.keeper is None else 0, called_ns)
         self._now = self._threads

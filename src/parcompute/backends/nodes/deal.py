@@ -206,7 +206,7 @@ class Deal:
         n_workers = sum(p.node.n_workers for p in self._owed if p.node is not None and not p.gone)
         part = left * peer.node.n_workers / n_workers
         if self._job.plan.schedule.kind == "static":
-            size = -(-self._job.plan.n_blocks * peer.node.n_workers // n_workers)
+            size = -(-left * peer.node.n_workers // n_workers)
         else:
             rate = self._rates.get(peer)
             if rate is None:

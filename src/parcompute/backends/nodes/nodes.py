@@ -85,7 +85,7 @@ class Nodes(CountsDone, StoresHere):
         self._turn = threading.Lock()
         self._news = signals.Condition()
         self._deal: Deal | None = None
-        self._plan: Plan | None = None
+        self._carried_out: tuple[Plan, Plan] | None = None  # the last plan, and the same as it was carried out
         self._n_jobs = self._n_calls = 0
         self._waiting: collections.deque[_Call] = collections.deque()
         self._dropped: set[bytes] = set()
@@ -159,7 +159,8 @@ class Nodes(CountsDone, StoresHere):
 
     def carried_out(self, plan: Plan) -> Plan:
         """Return a plan with the chunks in which the nodes have carried it out."""
-        return plan if self._plan is None else self._plan
+        known, found = self._carried_out or (None, plan)
+        return found if known is plan else plan
 
     # --- jobs ----------------------------------------------------------------------------------------------
 
@@ -177,7 +178,7 @@ class Nodes(CountsDone, StoresHere):
             self._running = lambda: deal
             try:
                 deal.run()
-                self._plan = deal.plan()
+                self._carried_out = job.plan, deal.plan()
                 return deal.conclude(called_ns)
             except BaseException as error:
                 # Ctrl-C above all: what the nodes compute now is of no use to anyone.
