@@ -239,3 +239,8 @@ def test_a_program_in_the_background_heeds_them_too():
         check=True,
     )
     assert told.stdout.splitlines() == ["noted", "SIGTERM has announced the end of the job"]
+
+
+@pytest.mark.parametrize(("restarts", "waits_s"), [("", 2.0), ("0", 2.0), ("1", 150.0)])
+def test_a_requeued_job_waits_for_the_end_of_its_own_start_before(restarts, waits_s):
+    assert deadline.patience_s(2.0, {"SLURM_RESTART_COUNT": restarts}) == waits_s

@@ -121,7 +121,7 @@ def kept(path: Any, seed: int | None, job: Job, allocate: Allocate) -> Iterator[
 
 def _locked(path: Path) -> int | None:
     try:
-        lock = atomic.acquire(path, WAIT_S)
+        lock = atomic.acquire(path, deadline.patience_s(WAIT_S))
         atomic.remove_leftovers(path)
     except atomic.Held as error:
         raise CheckpointError(f"{error}; wait for its end, or choose another name for this checkpoint") from None

@@ -33,6 +33,10 @@ GRACE_S = 5.0
 # A command of a batch system that does not answer is not waited for.
 _ASK_S = 10.0
 
+# So long a job that was requeued waits for a file that its own start before may still be writing: on a node that has
+# lost its network the processes go on, and a file server keeps a lock for a lease (90 s for NFS).
+_BEFORE_S = 150.0
+
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
@@ -172,6 +176,12 @@ class Countdown:
         return f"{in_words()}{told}"
 
 
+def patience_s(wait_s: float, environ: Mapping[str, str] = os.environ) -> float:
+    """Return for how long to wait for the writer of a file: longer in a job that was requeued."""
+    restarts = environ.get("SLURM_RESTART_COUNT", "")
+    return max(wait_s, _BEFORE_S) if restarts.isdecimal() and int(restarts) else wait_s
+
+
 # --- signals -----------------------------------------------------------------------------------------------
 
 # The signal that has announced the end, within `heeded`.
@@ -201,7 +211,8 @@ def heeded() -> Iterator[None]:
         yield
     finally:
         for number in free:
-            signal.signal(number, signal.SIG_DFL)
+            if signal.getsignal(number) is _heed:
+                signal.signal(number, signal.SIG_DFL)
         signals.defers, announced, _pid = False, 0, 0
 
 
