@@ -179,7 +179,7 @@ def test_an_experiment_on_1_2_and_3_nodes_ends_with_one_merged_record(cluster):
     assert all(run.verified for run in runs)
     assert {run.configuration.n_nodes for run in runs} == {1, 2, 3}
     assert list(path.parent.glob("montecarlo-*.png"))
-    assert "montecarlo: " in out  # the verdict, from the job that merges
+    assert "montecarlo" in out.partition("4 completed")[2]  # the verdict, from the job that merges
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_tasks_of_an_array_share_a_sweep(cluster):
     assert sorted((run.round, str(run.configuration)) for run in runs) == sorted(
         (round_, str(c)) for c in {run.configuration for run in runs} for round_ in range(6)
     )
-    assert "montecarlo: 18 runs" in out
+    assert "18 runs" in out or "18 like runs" in out  # the verdict, of a quiet machine or a busy one
 
 
 # --- sizes -------------------------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def test_tasks_of_an_array_share_a_sweep(cluster):
         (("--ntasks=2",), (), 2, None),
         (("--exclusive",), (), 2, None),
         (("--cpus-per-task=2",), ("srun", "--cpus-per-task=2"), 2, None),
-        (("--cpus-per-task=2",), ("srun", "--cpus-per-task=1"), 1, None),
+        (("--cpus-per-task=2",), ("srun", "--ntasks=1", "--cpus-per-task=1"), 1, None),
         (("--ntasks=2", "--nodes=1"), ("srun", "--cpu-bind=none", "--ntasks=2"), 1, "shared by 2 tasks of this step"),
         (("--array=3", "--cpus-per-task=1"), ("srun", "--cpus-per-task=1"), 1, None),
     ],

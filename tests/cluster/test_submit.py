@@ -367,9 +367,3 @@ def test_a_program_that_ends_well_makes_the_mark_of_its_part(tmp_path):
 def test_a_late_signal_does_not_change_the_status_of_what_is_done(tmp_path):
     text = "import atexit, os, signal\natexit.register(lambda: os.kill(os.getpid(), signal.SIGUSR1))\n"
     assert run(tmp_path, text, **JOB).returncode == 0
-
-
-def test_copies_of_a_program_are_warned_of_once(tmp_path):
-    environ = {**JOB, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"}
-    assert "srun has started 8 copies" in run(tmp_path, "x = 1", **environ, SLURM_PROCID="0").stderr
-    assert run(tmp_path, "x = 1", **environ, SLURM_PROCID="7").stderr == ""

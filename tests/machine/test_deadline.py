@@ -108,17 +108,18 @@ def test_grid_engine_counts_the_slots_of_this_host(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("environ", "n"),
+    ("environ", "modules", "n"),
     [
-        ({}, 1),
-        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"}, 8),
-        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}, 1),
-        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "PMIX_RANK": "3"}, 1),
-        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "OMPI_COMM_WORLD_RANK": "3"}, 1),
+        ({}, (), 1),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"}, (), 8),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "PMIX_RANK": "3"}, (), 8),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"}, ("mpi4py",), 1),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "PARCOMPUTE_SCHEDULER_FILE": "f"}, (), 1),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}, (), 1),
     ],
 )
-def test_copies_without_mpi_are_counted(environ, n):
-    assert systems.copies(environ) == n
+def test_copies_without_mpi_are_counted(environ, modules, n):
+    assert systems.copies(environ, modules) == n
 
 
 # --- the countdown -----------------------------------------------------------------------------------------

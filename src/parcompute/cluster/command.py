@@ -114,7 +114,7 @@ def _follow(ids: Sequence[str], planned: Planned) -> int:
 
 
 def _log(log: str, id: str) -> str:
-    return log.replace("%j", id).replace("%A", id)
+    return log.replace("%j", id).replace("%A", id).replace("%a", "*")
 
 
 class _Line:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from parcompute.cluster import slurm
 from parcompute.experiments.command_line import OUT_OF_TIME
 from parcompute.jobs.checkpoint import PartDone
-from parcompute.machine.batch import deadline, systems, tasks
+from parcompute.machine.batch import deadline, tasks
 
 
 @contextlib.contextmanager
@@ -22,7 +22,6 @@ def going_on() -> Iterator[None]:
     SystemExit
         With status 75, if there was no time for the rest; the program's own otherwise.
     """
-    _warn_of_copies()
     try:
         with deadline.heeded():
             yield
@@ -57,14 +56,6 @@ def _leave() -> None:
         if told:
             _say(told)
     sys.exit(OUT_OF_TIME)
-
-
-def _warn_of_copies() -> None:
-    if (n := systems.copies(os.environ)) > 1 and os.environ.get("SLURM_PROCID", "0") == "0":
-        _say(
-            f"srun has started {n} copies of this program, which know nothing of each other and do the same work; "
-            "ask for one task per node (--ntasks-per-node=1 --cpus-per-task=…): it starts its own workers"
-        )
 
 
 def _say(line: str) -> None:

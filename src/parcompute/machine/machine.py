@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -115,8 +116,8 @@ def _batch_job(environ: Mapping[str, str]) -> str:
         told.append("whose end nobody tells")
     else:
         told.append(f"ends at {datetime.fromtimestamp(end_s):%Y-%m-%d %H:%M:%S}, in {end_s - time.time():,.0f} s")
-    if (n := systems.copies(environ)) > 1:
-        told.append(f"one of {n} copies of this program, which srun has started without MPI")
+    if (n := systems.copies(environ, sys.modules)) > 1:
+        told.append(f"one of {n} copies of this program, which srun has started")
     return "; ".join(told)
 
 

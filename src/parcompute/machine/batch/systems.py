@@ -9,7 +9,7 @@ Jobs are submitted to Slurm only (`parcompute.cluster`); within a job of any of 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -48,22 +48,21 @@ def current(environ: Mapping[str, str]) -> System | None:
     return next((system for system in SYSTEMS if environ.get(system.id_variable)), None)
 
 
-def copies(environ: Mapping[str, str]) -> int:
-    """Return how many copies of this program a step of Slurm has started without MPI; 1 where that is not so.
+def copies(environ: Mapping[str, str], modules: Container[str]) -> int:
+    """Return how many copies of this program a step of Slurm has started that do not talk by MPI; 1 where it has not.
+
+    Variables do not tell: many a site has `srun` set those of MPI for every program.
 
     Examples
     --------
-    >>> copies({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"})
+    >>> copies({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"}, {"sys"})
     8
     """
-    if "SLURM_STEP_ID" not in environ or any(name.startswith(_LAUNCHERS) for name in environ):
+    # A job of `parcompute submit --engine dask` has its workers started as such a step.
+    if "SLURM_STEP_ID" not in environ or "mpi4py" in modules or "PARCOMPUTE_SCHEDULER_FILE" in environ:
         return 1
     counts = _counts(environ.get("SLURM_STEP_NUM_TASKS", ""))
     return counts[0] if counts else 1
-
-
-# Variables of a process that belongs to an MPI program, or that a parcompute job has started on purpose.
-_LAUNCHERS = ("OMPI_COMM_WORLD_", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "PARCOMPUTE_SCHEDULER_FILE")
 
 
 # --- CPUs of this node -------------------------------------------------------------------------------------
