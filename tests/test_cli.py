@@ -235,7 +235,8 @@ def test_run_finds_what_lies_beside_the_script(capsys, script, tmp_path):
 
 
 def test_run_of_a_script_that_runs_no_experiment_is_one_line(capsys, script):
-    status, out, err = call(capsys, "run", script("x = 1"))
+    text = "import parcompute as pc\nnix = pc.experiment(n_items={'default': 1}, truth=None)(lambda executor: 1)"
+    status, out, err = call(capsys, "run", script(text))
     assert (status, out) == (2, "")
     assert one_line(err)
     assert "has run no experiment; it should end with: NAME.main()" in err

@@ -29,6 +29,7 @@ PLAN = [
     ["backends"                                                               ],
     ["executor"                                                               ],
     [                         "experiments"                                   ],
+    [                         "cluster"                                       ],
     [                         "cli"                                           ],
     [                         "__init__", "__main__", "mpi"                   ],
 ]  # fmt: skip

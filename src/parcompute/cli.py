@@ -11,7 +11,9 @@ from typing import Any
 import click
 
 from parcompute._version import __version__
+from parcompute.cluster.command import submit
 from parcompute.experiments.command_line import Counts, Schedules
+from parcompute.experiments.experiment import Experiment
 
 # What is fitted unless it is said.
 FITTED = ("amdahl", "usl", "logarithmic", "saturation")
@@ -38,12 +40,23 @@ def main() -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(file: str, arguments: tuple[str, ...]) -> None:
-    """Run the experiment in FILE: the same as ``python FILE ARGUMENTS``."""
+    """Run FILE, an experiment or any program: the same as ``python FILE ARGUMENTS``.
+
+    In a batch job it heeds the time limit: what a checkpoint or a record has is kept, the exit status is 75, and a job
+    of Slurm is requeued and goes on where it was.
+    """
+    from parcompute.cluster.going_on import going_on
+
     sys.argv = [file, *arguments]
     sys.path.insert(0, str(Path(file).parent.resolve()))
-    runpy.run_path(file, run_name="__main__")
-    click.echo(f"parcompute: {file} has run no experiment; it should end with: NAME.main()", err=True)
-    sys.exit(2)
+    with going_on():
+        defined = runpy.run_path(file, run_name="__main__")
+        if any(isinstance(value, Experiment) for value in defined.values()):
+            click.echo(f"parcompute: {file} has run no experiment; it should end with: NAME.main()", err=True)
+            sys.exit(2)
+
+
+commands.add_command(submit)
 
 
 @commands.command(name="machine", epilog="Example: parcompute machine --json")
@@ -187,14 +200,23 @@ def new(name: str, folder: str) -> None:
 
 
 @commands.command(epilog="Example: parcompute merge node*/montecarlo.h5 --into montecarlo.h5")
-@click.argument("files", nargs=-1, required=True, type=click.Path())
-@click.option("--into", required=True, type=click.Path(dir_okay=False), help="A new file, or one to add to.")
-def merge(files: tuple[str, ...], into: str) -> None:
-    """Put the runs of FILES, of several machines or tasks of a job array, into one file."""
+@click.argument("files", nargs=-1, type=click.Path())
+@click.option("--into", type=click.Path(dir_okay=False), help="A new file, or one to add to.")
+@click.option("--parts", type=click.Path(), help="A folder of parts that `submit` has made; which are missing is said.")
+def merge(files: tuple[str, ...], into: str | None, parts: str | None) -> None:
+    """Put the runs of FILES, of several machines or jobs, into one file."""
+    from parcompute.cluster.parts import Parts
     from parcompute.record import merging
 
-    for line in merging.merge([Path(file) for file in files], Path(into)):
+    found = Parts.read(Path(parts)) if parts else None
+    paths = [*map(Path, files), *(found.records() if found else ())]
+    if found is None and not (files and into):
+        raise click.UsageError("pass FILES and --into, or --parts")
+    for line in merging.merge(paths, Path(into)) if paths and into else ():
         click.echo(line)
+    if found is not None and (missing := found.describe()):
+        click.echo("\n".join(missing), err=True)
+        sys.exit(1)
 
 
 @commands.command(epilog="Example: parcompute simulate results/reference/montecarlo.h5 --workers 1,2,4,64,1024")

@@ -1,6 +1,7 @@
 """What was wrong, the value, and the way out: each row of the table of bad input."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -209,3 +210,13 @@ def test_block_timeout_is_a_time_and_needs_processes():
         for bad, kind in ((0, ValueError), (-1.0, ValueError), ("1", TypeError), (float("nan"), ValueError)):
             with pytest.raises(kind, match="block_timeout="):
                 executor.reduce_blocks(len, np.ones(3), block_timeout=bad)
+
+
+def test_an_executor_in_one_of_eight_copies_warns_in_the_first_of_them(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    monkeypatch.delitem(sys.modules, "mpi4py", raising=False)
+    with pytest.warns(UserWarning, match="srun has started 8 copies of this program"):
+        pc.Executor(1, backend="threads").shutdown()
+    monkeypatch.setenv("SLURM_PROCID", "7")
+    pc.Executor(1, backend="threads").shutdown()

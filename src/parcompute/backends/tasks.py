@@ -75,7 +75,7 @@ class Answer:
 
 
 def compute_unless(stop: npt.NDArray[np.uint8], job: Job, chunk: int, blocks: tuple[int, ...] | None = None) -> Answer:
-    """Compute blocks of a chunk, here, up to the first that fails unless the job keeps going; none if told so.
+    """Compute blocks of a chunk, here, up to the first that fails unless the job keeps going, or until told to stop.
 
     `blocks` are those that are left of it; None is all.
     """
@@ -84,7 +84,9 @@ def compute_unless(stop: npt.NDArray[np.uint8], job: Job, chunk: int, blocks: tu
     failures: list[Failure] = []
     started_ns = time.perf_counter_ns()
     cpu_ns = -time.thread_time_ns()
-    for index in () if stop[0] else job.plan.chunk(chunk) if blocks is None else blocks:
+    for index in job.plan.chunk(chunk) if blocks is None else blocks:
+        if stop[0]:
+            break
         block = job.plan.block(index)
         try:
             result = _computed(job, call, block)
@@ -132,6 +134,7 @@ class Caller:
 
     job: Job
     allocate: Allocate
+    stop: npt.NDArray[np.uint8]  # set to 1, no worker begins another block
     failures: list[Failure] = field(default_factory=list)
     _early: list[Answer] = field(default_factory=list)
     _rows: list[tuple[int, ...]] = field(default_factory=list)
@@ -139,7 +142,12 @@ class Caller:
 
     def __post_init__(self) -> None:
         self._done = np.zeros(self.job.plan.n_blocks, np.uint8)
-        self.job.follow(self._done, every_s=0.0)  # an answer may be an hour's work, and the next an hour away
+        # An answer may be an hour's work, and the next an hour away.
+        self.job.follow(self._done, every_s=0.0, stop=self.stop_all)
+
+    def stop_all(self) -> None:
+        """Have the chunks that are queued answer at once, and the others after the block that they compute."""
+        self.stop[0] = 1
 
     @property
     def n_done(self) -> int:
@@ -179,7 +187,8 @@ class Caller:
     def store(self, answer: Answer) -> None:
         """Put the results of a chunk in their place; those before block 0's wait for it."""
         self.failures += answer.failures
-        if self.job.outputs.arrays is None and answer.chunk != 0 and not self._first_failed():
+        # Where block 0 is another task's, it says nothing here.
+        if self.job.outputs.arrays is None and answer.chunk != 0 and not (self._done[0] or self._first_failed()):
             self._early.append(answer)
             return
         self._place(answer)
@@ -220,7 +229,7 @@ class Caller:
         """
         troubles = conclude(self.job, self.failures)
         missing = self.job.plan.n_blocks - self.n_done - len(troubles)
-        if missing:
+        if missing and not self.job.ended:
             raise RuntimeError(f"the engine has lost the answers of {missing} of {self.job.plan.n_blocks} blocks")
         return troubles
 

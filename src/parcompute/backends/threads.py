@@ -251,15 +251,15 @@ class Walks:
     ) -> None:
         self.job = job
         self.board = Board(n_workers, job.plan.n_blocks, job.plan.n_chunks)
-        job.follow(self.board.done)
         self.failures: list[Failure] = []
         self._submit, self._blas_threads, self._allocate = submit, blas_threads, allocate
         self._claims, self._pass = ThreadClaims(), Pass.first(job.plan)
         self._first_known = threading.Event()  # block 0 has said what a result looks like, or never will
-        if self.board.done[0] != WAITING:
-            self._first_known.set()
         self._leaving = self._given_up = False
         self._settling = threading.Lock()  # what is known of the first block, and what follows from it
+        job.follow(self.board.done, stop=self.leave, current=self.board.current)
+        if self.board.done[0] != WAITING:
+            self._first_known.set()
         self._futures: list[Future[None]] = []
         self._counting = threading.Lock()
         self._n_in = self._n_out = 0  # threads that compute, and those that have computed

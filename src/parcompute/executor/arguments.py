@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +18,7 @@ from parcompute.jobs.job import asked_for, positional
 from parcompute.jobs.outputs import Field, FileRows, Rows
 from parcompute.jobs.setup import Setup
 from parcompute.machine import limits
+from parcompute.machine.batch import systems
 from parcompute.memory import sources
 from parcompute.memory.targets import target_of
 from parcompute.values import streams
@@ -95,6 +98,12 @@ def report_of(progress: Any) -> Report | None:
 
 def n_workers_of(workers: Any, backend: str, name: str) -> int:
     """Return how many workers to start; warn about more than there are CPUs."""
+    if backend != "serial" and (n := systems.copies(os.environ, sys.modules)) > 1 and _is_first():
+        warnings.warn(
+            f"srun has started {n} copies of this program, which know nothing of each other and do the same work; "
+            "ask for one task per node (--ntasks-per-node=1 --cpus-per-task=…): it starts its own workers",
+            stacklevel=4,
+        )
     if workers is None:
         return 0 if backend in base.OF_NODES else 1 if backend == "serial" else limits.usable_cpus()
     n_workers = whole(name, workers, at_least=1)
@@ -106,6 +115,10 @@ def n_workers_of(workers: Any, backend: str, name: str) -> int:
             stacklevel=4,
         )
     return n_workers
+
+
+def _is_first() -> bool:
+    return os.environ.get("SLURM_PROCID", "0") == "0"
 
 
 def start_method_of(start_method: Any, mp_context: Any, backend: str) -> str:

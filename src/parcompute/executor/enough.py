@@ -71,6 +71,8 @@ class Steps:
             timelines.append(timeline)
             edges.append(self._backend.carried_out(plan).edges)
             troubles += failed
+            if portion.ended:  # which the checkpoint tells
+                break
             n_items = min(stop * whole.block_items, whole.n_items)
             n_items -= sum(whole.block(index).size for index in outputs.omitted)
             if stop == whole.n_blocks or (len(outputs.omitted) < stop and self._until(outputs.result(stop), n_items)):
@@ -117,13 +119,18 @@ class _Portion:
         self.follow(marks)
         self.complete = bool(marks.all())
 
-    def follow(self, done: npt.NDArray[np.uint8], *, late: bool = False, every_s: float | None = None) -> None:
+    @property
+    def ended(self) -> str:
+        """Why no more blocks are to begin; empty as long as they are."""
+        return "" if self._keeper is None else self._keeper.ended
+
+    def follow(self, done: npt.NDArray[np.uint8], **how: Any) -> None:
         """Mark what is not in the portion."""
         done[: self._first] = DONE
         done[self._omitted] = FAILED
         done[self._stop :] = FAILED
         if self._keeper is not None:
-            self._keeper.follow(done, late=late, every_s=every_s)
+            self._keeper.follow(done, **how)
 
     def look(self) -> float:
         """Have the checkpoint, if there is one, write what is due."""

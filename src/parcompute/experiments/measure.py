@@ -17,6 +17,7 @@ import numpy as np
 import threadpoolctl
 
 from parcompute.executor.executor import Executor
+from parcompute.machine.batch import deadline
 from parcompute.machine.quiet import Activity, Counters, disturbances
 from parcompute.memory.sources import is_masked
 from parcompute.values.blocks import Plan
@@ -98,6 +99,8 @@ def measure(
     WrongResult
         If a result is not true, or not the same bits as the others of its size; the run has been
         yielded before, as not verified.
+    OutOfTime
+        If the batch job that this is part of would end before the next run does.
     """
     runs = list(done)
     digests = {(run.configuration.n_items, kind_of(run.provenance)): run.digest for run in runs}
@@ -106,6 +109,7 @@ def measure(
         return of_nodes(nodes) if nodes and of_nodes is not None else provenance
 
     for round_, configuration in _visits(sweep, runs):
+        _require_time(runs, configuration)
         starting(round_, configuration)
         run, check = _run(round_, configuration, sweep.seed, function, truth, conditions, cluster)
         known = digests.setdefault((configuration.n_items, kind_of(run.provenance)), run.digest)
@@ -115,6 +119,7 @@ def measure(
         if round_ >= 0 or not run.verified:
             runs.append(run)
             yield run
+            deadline.note_kept(1)
         if not check.passes:
             raise WrongResult(f"{configuration.name}: the result is {check}", run)
         if not same:
@@ -123,6 +128,21 @@ def measure(
                 f"before it ({known[:12]}…), with the same seed and size",
                 run,
             )
+
+
+def _require_time(runs: Sequence[Run], configuration: Configuration) -> None:
+    """Raise OutOfTime unless a run of a configuration may end before the batch job does.
+
+    It is taken to last as long as the longest so far of its kind, or of its size.
+    """
+    sized = [run for run in runs if run.configuration.n_items == configuration.n_items]
+    alike = [run for run in sized if run.configuration == configuration] or sized
+    longest_s = max((run.startup_s + (1 + WARM_UP_SHARE) * run.wall_s for run in alike), default=0.0)
+    if deadline.left_s() < longest_s + deadline.MARGIN_S:
+        raise deadline.OutOfTime(
+            f"{deadline.in_words()}, and a run of {configuration.name} may take {longest_s:.1f} s; "
+            "what was finished is recorded, the same command continues"
+        )
 
 
 def _visits(sweep: Sweep, runs: Sequence[Run]) -> Iterator[tuple[int, Configuration]]:

@@ -24,6 +24,7 @@ from parcompute.experiments import console, measure
 from parcompute.experiments.command_line import BUDGET_S
 from parcompute.figures import panels
 from parcompute.machine import limits, malloc
+from parcompute.machine.batch import tasks
 from parcompute.machine.provenance import Provenance, differences
 from parcompute.record import record
 from parcompute.values.sweep import Check, Configuration, Run, Sweep, worker_counts
@@ -122,8 +123,14 @@ def sweep_of(chosen: Choice, sizes: Sequence[int], n_cpus: int) -> Sweep:
                     factors = (n_workers * threads, threads, schedule, start_method, kind, size, n_blas, variant)
                     configurations.append(Configuration(backend, *factors, n_nodes))
     precision = chosen.precision if chosen.rounds >= 6 else math.inf  # who asks for fewer has no interval to narrow
+    n_rounds, rounds = chosen.rounds, tuple[int, ...]()
+    if (part := tasks.own()) is not None:
+        # Every task visits all configurations, in rounds of its own: so each node measures its own base. Further rounds
+        # would need the runs of the others.
+        n_rounds, precision = max(chosen.rounds, part.n_parts), math.inf
+        rounds = tuple(range(part.number, n_rounds, part.n_parts))
     budget_s = BUDGET_S.get(chosen.preset, BUDGET_S["default"]) if chosen.budget is None else chosen.budget
-    return Sweep(tuple(configurations), chosen.rounds, chosen.seed, precision, budget_s)
+    return Sweep(tuple(configurations), n_rounds, chosen.seed, precision, budget_s, rounds)
 
 
 def perform(this: Any, chosen: Choice) -> Path:

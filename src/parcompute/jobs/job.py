@@ -21,6 +21,7 @@ from parcompute.jobs.partials import Partials
 from parcompute.jobs.setup import worker_state
 from parcompute.jobs.world import World
 from parcompute.machine import signals
+from parcompute.machine.batch.deadline import OutOfTime
 from parcompute.memory import sources
 from parcompute.values import streams
 from parcompute.values.blocks import Block, Plan
@@ -107,11 +108,29 @@ class Keeper(Protocol):
 
     complete: bool
 
-    def follow(self, done: npt.NDArray[np.uint8], *, late: bool = False, every_s: float | None = None) -> None:
+    @property
+    def ended(self) -> str:
+        """Why no more blocks are to begin, since the time of the batch job is over; empty as long as they may."""
+
+    def follow(
+        self,
+        done: npt.NDArray[np.uint8],
+        *,
+        late: bool = False,
+        every_s: float | None = None,
+        stop: Callable[[], None] | None = None,
+        current: Sequence[int] = (),
+    ) -> None:
         """Mark what is kept already as done, and keep from now on what is marked."""
 
     def look(self) -> float:
-        """Write what is due; return the seconds until the next look."""
+        """Write what is due; return the seconds until the next look.
+
+        Raises
+        ------
+        OutOfTime
+            If the time is over, and no `stop` could say so to the workers or they have not heard it.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,13 +197,10 @@ class Job:
         kernel, args, kwargs = self.kernel, self.args, self.kwargs
         inputs = [_read_only(array) for array in self.inputs]
         asks_block, asks_rng, asks_out, asks_state = (name in self.asks for name in ASKABLE)
-        keeper = self.keeper
-        if len(inputs) < 2 and not (args or kwargs or asks_rng or asks_out or asks_state or keeper):
+        if len(inputs) < 2 and not (args or kwargs or asks_rng or asks_out or asks_state):
             return _plain(kernel, inputs, asks_block, self.plan.halo)
 
         def compute(block: Block, out: Any = None) -> Any:
-            if keeper is not None:  # the caller itself computes, so nobody else would find the time
-                keeper.look()
             reach = block.reach
             rows = [array[reach] for array in inputs]
             if not self.asks:
@@ -205,7 +221,20 @@ class Job:
 
         return compute
 
-    def follow(self, done: npt.NDArray[np.uint8], *, late: bool = False, every_s: float | None = None) -> None:
+    @property
+    def ended(self) -> bool:
+        """Whether no more blocks are to begin, since the time of the batch job is over."""
+        return self.keeper is not None and bool(self.keeper.ended)
+
+    def follow(
+        self,
+        done: npt.NDArray[np.uint8],
+        *,
+        late: bool = False,
+        every_s: float | None = None,
+        stop: Callable[[], None] | None = None,
+        current: Sequence[int] = (),
+    ) -> None:
         """Let the keeper follow the marks of the blocks, if there is one.
 
         Parameters
@@ -216,9 +245,14 @@ class Job:
             Whether other processes set them, so that what they mark may be seen a little later than the mark.
         every_s : float, optional
             Seconds from look to look; None leaves it to the keeper.
+        stop : callable, optional
+            Asks the workers to begin no more blocks, when the time is over; then the run ends as soon as they have
+            heard it. None lets `look` raise.
+        current : sequence of int
+            The block that each worker computes now, below 0 for none: it tells how long blocks take.
         """
         if self.keeper is not None:
-            self.keeper.follow(done, late=late, every_s=every_s)
+            self.keeper.follow(done, late=late, every_s=every_s, stop=stop, current=current)
 
     def look(self, timeout_s: float = signals.LOOK_S) -> float:
         """Let the keeper write what is due; return for how long one may wait, `timeout_s` at most."""
@@ -311,10 +345,12 @@ class Failure:
 
 
 def is_ctrl_c(error: BaseException) -> bool:
-    """Tell whether an exception is the user's Ctrl-C: it reaches a main thread that does not ignore it.
+    """Tell whether an exception is the user's Ctrl-C, or a batch job's end: it reaches a main thread that heeds it.
 
     Elsewhere, in workers and threads, a kernel has raised KeyboardInterrupt itself, and has failed.
     """
+    if isinstance(error, OutOfTime):
+        return threading.current_thread() is threading.main_thread()
     return (
         isinstance(error, KeyboardInterrupt)
         and threading.current_thread() is threading.main_thread()

@@ -199,6 +199,8 @@ class Sweep:
         itself. Infinite asks for none.
     budget_s : float
         Seconds that all runs may take, start-up included, before the further rounds end.
+    rounds : tuple of int
+        Those that are run here, where several share a sweep; empty for all.
     """
 
     configurations: tuple[Configuration, ...]
@@ -206,13 +208,14 @@ class Sweep:
     seed: int
     precision: float = math.inf
     budget_s: float = 0.0
+    rounds: tuple[int, ...] = ()
 
     def visits(self) -> Iterator[tuple[int, Configuration]]:
         """Yield (round, configuration) in the order in which they run.
 
         Round -1 warms up: its runs are not recorded.
         """
-        for round_ in range(-1, self.n_rounds):
+        for round_ in (-1, *(self.rounds or range(self.n_rounds))):
             for configuration in round_order(self.configurations, self.seed, round_ + 1):
                 yield round_, configuration
 

@@ -186,11 +186,16 @@ class _Continued:
     def __init__(self, marks: npt.NDArray[np.uint8], keeper: Keeper | None) -> None:
         self._marks, self._keeper = marks, keeper
 
-    def follow(self, done: npt.NDArray[np.uint8], *, late: bool = False, every_s: float | None = None) -> None:
+    @property
+    def ended(self) -> str:
+        """As the checkpoint, if there is one, says."""
+        return "" if self._keeper is None else self._keeper.ended
+
+    def follow(self, done: npt.NDArray[np.uint8], **how: Any) -> None:
         """Mark what the threads have marked."""
         done[:] = np.where(self._marks != WAITING, self._marks, done)
         if self._keeper is not None:
-            self._keeper.follow(done, late=late, every_s=every_s)
+            self._keeper.follow(done, **how)
 
     def look(self) -> float:
         """Have the checkpoint, if there is one, write what is due."""

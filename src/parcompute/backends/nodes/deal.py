@@ -121,7 +121,7 @@ class Deal:
 
     def run(self) -> None:
         """Have every block computed, or the job given up."""
-        self._job.follow(self._done, every_s=0.0)
+        self._job.follow(self._done, every_s=0.0, stop=self._leave)
         self._todo = [(first, stop, 0) for first, stop in _runs(self._done == WAITING)]
         self.submitted_ns = time.perf_counter_ns()
         for peer in list(self._peers.values()):
@@ -147,6 +147,8 @@ class Deal:
 
     @property
     def _over(self) -> bool:
+        if self._job.ended:
+            return True
         if self._job.keep_going:
             return None in [f.block for f in self._failures] + [loss.block for loss in self._lost]
         return bool(self._failures or self._lost)
@@ -168,6 +170,9 @@ class Deal:
         self._stopping = True
         for peer in self._owed:
             peer.send("stop", self._number, at_once)
+
+    def _leave(self) -> None:
+        self.stop(at_once=False)
 
     def forget(self) -> None:
         """Have them forget it."""

@@ -68,7 +68,7 @@ class Drive:
         self.crew.repair()
         self.crew.settle(self.number - 2)  # which had this board, and these claims
         self.board.clear()
-        self.job.follow(self.board.done, late=True)
+        self.job.follow(self.board.done, late=True, stop=self._leave, current=self.board.current)
         self.crew.let_go()
         self.expects = self.parcels.expect(self.job, shared_array)
         self._begin(Pass.first(self.job.plan))
@@ -161,6 +161,16 @@ class Drive:
         return bool(self.failures or self.lost)
 
     @property
+    def _no_more(self) -> bool:
+        """Whether no worker is to begin anything."""
+        return self._over or self.job.ended
+
+    def _leave(self) -> None:
+        """Ask the workers to leave after the block that they compute now: not before they know where to put it."""
+        if self.job.outputs.arrays is not None:
+            self.board.stop()
+
+    @property
     def _headless(self) -> bool:
         """Whether block 0 may never say what a result looks like: whoever waits must not wait for it."""
         failed = [failure.block and failure.block.index for failure in self.failures]
@@ -170,7 +180,7 @@ class Drive:
     def _step(self) -> bool:
         """Wait for one thing to happen and deal with it; False when the job is over."""
         if not any(map(self._owes, self.crew.members)):
-            if self._over or self.board.is_full:
+            if self._no_more or self.board.is_full:
                 return False
             unfinished = self.board.unfinished()
             if any(member.ready for member in self.crew.members):
@@ -191,7 +201,7 @@ class Drive:
                 self._buried(member)
             else:
                 self._heard(member, message)
-        if not (self._over or self.board.is_full):  # it is not as brief as the one before
+        if not (self._no_more or self.board.is_full):  # it is not as brief as the one before
             for member in reserve:
                 if self.crew.members[member.number] is member:  # and not one that has died meanwhile
                     self._enlist(member)
@@ -200,7 +210,7 @@ class Drive:
     def _heard(self, member: Member, message: tuple[Any, ...]) -> None:
         kind, *rest = message
         if kind == "ready":
-            if not self._over and member.number not in self.resting:
+            if not self._no_more and member.number not in self.resting:
                 self._enlist(member)
         elif rest[0] != self.number:
             pass  # the end of an earlier job, which a failure had cut short
@@ -253,6 +263,8 @@ class Drive:
                 member for member in self.crew.members if self._owes(member) and not member.channel.closed
             )
         self._answer(*self.told_arrays)
+        if self.job.ended:
+            self._leave()
 
     def _answer(self, *others: Member) -> None:
         answer = pickle.dumps(("arrays", self.number, self.parcels.arrays(self.job)))
