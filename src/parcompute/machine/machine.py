@@ -44,6 +44,8 @@ class Machine:
         Marks of a virtual machine; empty where there are none.
     batch : str
         Which job of which batch system this process is part of, and when it ends; empty outside.
+    n_ranks : int
+        MPI ranks of one job on this host, as the launcher says; 0 outside of one.
     """
 
     cpus: Bound
@@ -53,6 +55,7 @@ class Machine:
     container: str
     hypervisor: str
     batch: str
+    n_ranks: int
 
     @classmethod
     def read(
@@ -74,6 +77,7 @@ class Machine:
             container=", ".join(_containers(Path(root), environ)),
             hypervisor=", ".join(_hypervisors(Path(root))),
             batch=_batch_job(environ),
+            n_ranks=next((int(environ[name]) for name in _LOCAL_RANKS if environ.get(name, "").isdecimal()), 0),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -103,6 +107,10 @@ def _containers(root: Path, environ: Mapping[str, str]) -> Iterator[str]:
         "lxc": "/lxc" in groups,
     }
     yield from (name for name, found in marks.items() if found)
+
+
+# Where Open MPI, MPICH and MVAPICH say how many ranks of the job are on this host.
+_LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 
 
 def _batch_job(environ: Mapping[str, str]) -> str:
@@ -143,6 +151,8 @@ def _rows(machine: Machine) -> Iterator[tuple[str, str, str]]:
     t = machine.topology
     if machine.batch:
         yield "batch job", "", machine.batch
+    if machine.n_ranks:
+        yield "MPI ranks", str(machine.n_ranks), "on this host; those that may use the same CPUs divide them"
     yield "CPU model", "", t.model
     yield "physical cores", str(len(t.cores)), _cores_told(t)
     yield "sockets", str(len(t.sockets)), _sets_told(t.sockets)
