@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from parcompute.backends.base import Trouble, WorkerLost, conclude
-from parcompute.backends.nodes import wire
+from parcompute.backends.nodes import spans, wire
 from parcompute.backends.nodes.peers import Peer
 from parcompute.backends.nodes.story import Story
-from parcompute.jobs import spans
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.outputs import ResultError, Rows
 from parcompute.jobs.schedule import DONE, FAILED, WAITING
@@ -126,6 +125,7 @@ class Deal:
         self.submitted_ns = time.perf_counter_ns()
         for peer in list(self._peers.values()):
             self._enlist(peer)
+        self._serve()
         while not self._finished():
             self._require_somebody()
             signals.look()
@@ -137,6 +137,7 @@ class Deal:
                 self._buried(peer)
             elif message[0] == "here":
                 self._enlist(peer)
+                self._serve()
             else:
                 getattr(self, f"_on_{message[0]}")(peer, *message[1:])
         self.completed_ns = time.perf_counter_ns()
@@ -189,19 +190,24 @@ class Deal:
         self._unseen[peer] = {i for i, one in enumerate(self._inputs) if one is None}
         peer.ping()
         peer.supply(self.needed)
-        peer.send("job", self._number, where(), self._told, self._pickled, self._inputs)
-        self._serve(peer)
+        peer.send("job", self._number, wire.where(), self._told, self._pickled, self._inputs)
 
-    def _serve(self, peer: Peer) -> None:
-        while not (self._over or self._stopping or peer.gone) and self._todo and len(self._owed[peer]) < _AHEAD:
-            sent = self._next(peer)
-            self._owed[peer].append(sent)
-            outputs = self._job.outputs
-            shape = (outputs.shape,) if outputs.arrays is not None else None
-            sent.with_shape = shape is not None
-            windows = {i: self._window(i, sent.first, sent.stop) for i in self._unseen[peer]}
-            sent.sent_ns = time.perf_counter_ns()
-            peer.send("span", self._number, sent.first, sent.stop, shape, windows)
+    def _serve(self) -> None:
+        """Deal spans: one to each node that has none, then a second one."""
+        is_static = self._job.plan.schedule.kind == "static"
+        for n in range(1 if is_static else _AHEAD):
+            for peer, owed in self._owed.items():
+                if self._todo and len(owed) == n and not (self._over or self._stopping or peer.gone):
+                    self._send(peer, self._next(peer))
+
+    def _send(self, peer: Peer, sent: _Sent) -> None:
+        self._owed[peer].append(sent)
+        outputs = self._job.outputs
+        shape = (outputs.shape,) if outputs.arrays is not None else None
+        sent.with_shape = shape is not None
+        windows = {i: self._window(i, sent.first, sent.stop) for i in self._unseen[peer]}
+        sent.sent_ns = time.perf_counter_ns()
+        peer.send("span", self._number, sent.first, sent.stop, shape, windows)
 
     def _next(self, peer: Peer) -> _Sent:
         """Take the next span from what is left: about a quarter of this node's part of it."""
@@ -211,7 +217,8 @@ class Deal:
         n_workers = sum(p.node.n_workers for p in self._owed if p.node is not None and not p.gone)
         part = left * peer.node.n_workers / n_workers
         if self._job.plan.schedule.kind == "static":
-            size = -(-left * peer.node.n_workers // n_workers)
+            idle = [p for p, owed in self._owed.items() if p.node is not None and not (p.gone or owed)]
+            size = -(-left * peer.node.n_workers // sum(p.node.n_workers for p in idle if p.node is not None))
         else:
             rate = self._rates.get(peer)
             if rate is None:
@@ -261,7 +268,7 @@ class Deal:
             for one in early:
                 self._place(*one)
         self._after()
-        self._serve(peer)
+        self._serve()
 
     def _decides(self, sent: _Sent, came: dict[str, Any]) -> bool:
         """Whether block 0 has said now what a result looks like, or never will; then there are arrays."""
@@ -327,7 +334,7 @@ class Deal:
         if (sent := self._settled(peer, number, first, stop)) is not None:
             self._unseen[peer].update(lacking)
             self._take_back(first, stop, sent.attempt)
-            self._serve(peer)
+            self._serve()
 
     def _on_unseen(self, peer: Peer, number: int, inputs: list[int]) -> None:
         if number == self._number and peer in self._unseen:
@@ -357,8 +364,7 @@ class Deal:
             return
         self._owed[peer] = []
         self._story.bury(peer, UNKNOWN)
-        for other in self._owed:
-            self._serve(other)
+        self._serve()
 
     def _note_loss(self, sent: _Sent) -> None:
         if not len(self._lost_by_node):
@@ -385,17 +391,6 @@ class Deal:
         """Return, or raise, what `parcompute.backends.base.Backend.run` does."""
         troubles = conclude(self._job, self._failures, self._lost)
         return self._story.timeline(self._job.plan, called_ns, self.submitted_ns, self.completed_ns), troubles
-
-
-def where() -> tuple[str, tuple[str, ...]]:
-    """Return the folder and the path on which this process finds its modules."""
-    import os
-    import sys
-
-    try:
-        return os.getcwd(), tuple(sys.path)
-    except FileNotFoundError:
-        return "", tuple(sys.path)
 
 
 def _runs(wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:

@@ -31,7 +31,7 @@ from parcompute.backends.base import (
 )
 from parcompute.backends.broken import Broken
 from parcompute.backends.nodes import facts, wire
-from parcompute.backends.nodes.deal import NOBODY_S, Deal, where
+from parcompute.backends.nodes.deal import NOBODY_S, Deal
 from parcompute.backends.nodes.peers import Engine, Peer
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.setup import Setup
@@ -244,7 +244,7 @@ class Nodes(CountsDone, StoresHere):
                 peer.calls[self._n_calls] = call
                 self._dropped.difference_update(call.needed)
                 peer.supply(call.needed)
-                peer.send("call", self._n_calls, where(), call.told, call.pickled, call.call.n_calls)
+                peer.send("call", self._n_calls, wire.where(), call.told, call.pickled, call.call.n_calls)
 
     def _answered(self, peer: Peer, number: int, returned: bool, pickled: bytes) -> None:
         with self._news:
@@ -269,7 +269,7 @@ class Nodes(CountsDone, StoresHere):
         self._events.put((number, message))
 
     def _greet(self, peer: Peer) -> None:
-        peer.send("hello", facts.versions(), self._greeting, where())
+        peer.send("hello", facts.versions(), self._greeting, wire.where())
         for _ in range(4):
             peer.ping()
         peer.supply(self._setup_needs)

@@ -25,9 +25,9 @@ import numpy.typing as npt
 
 from parcompute.backends.base import Call, Options, WorkerLost
 from parcompute.backends.broken import Broken
-from parcompute.backends.nodes import facts, wire
+from parcompute.backends.nodes import facts, spans, wire
 from parcompute.backends.processes.processes import Processes
-from parcompute.jobs import pickling, spans
+from parcompute.jobs import pickling
 from parcompute.jobs.job import Failure, Job, RemoteTraceback
 from parcompute.jobs.partials import Partials
 from parcompute.jobs.setup import Setup
