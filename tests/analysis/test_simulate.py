@@ -231,6 +231,11 @@ def test_the_workers_of_a_node_share_its_spans(n_workers, expected):
     assert expected <= simulate.makespan_ns(run, "dynamic", n_workers, 2) <= expected + smallest
 
 
+def test_the_smallest_span_is_as_long_for_more_workers():
+    run = on_nodes((0, 0, 0, 0, 0), (0, 0, 0, 0, 0))  # 8 blocks in spans of one
+    assert simulate.makespan_ns(run, "dynamic", 4, 2) == 2 * 100
+
+
 def test_a_prediction_over_nodes_is_told_with_them_and_held_against_what_was_measured():
     run = on_nodes((20, 10, 0, 5, 0), (20, 10, 0, 5, 0))
     one = replace(run, configuration=replace(run.configuration, n_workers=1, n_nodes=1), wall_s=1e-6)

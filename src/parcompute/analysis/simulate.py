@@ -31,7 +31,8 @@ ASSUMPTIONS = (
 )
 ON_NODES = (
     "blocks of one span take equally long; a span is a quarter of a node's part of what is left (static: all of it), "
-    "and no smaller than the smallest recorded; a node computes one while the next is on its way",
+    "and no smaller, for each worker of its node, than the smallest recorded; a node computes one while the next is on "
+    "its way",
     "spans and results of a node take as long on their way as its recorded ones of that size; a node that was not "
     "there costs what the last one does",
 )
@@ -322,7 +323,8 @@ def _replay_on_nodes(
     served = [node for node in timeline.nodes if (timeline.spans["node"] == node["node"]).any()]
     known = [Way.of(timeline, node) for node in served]
     ways = (known + [known[-1]] * n_nodes)[:n_nodes]
-    least = int((timeline.spans["stop"] - timeline.spans["first"]).min())
+    of_a_node = int(timeline.nodes["n_workers"].max())
+    least = -(-int((timeline.spans["stop"] - timeline.spans["first"]).min()) * n_workers // max(1, of_a_node))
     kind, whole = Schedule.parse(schedule).kind, -(-len(blocks) // n_nodes)
     asking = [(0.0, node) for node in range(n_nodes) for _ in range(1 if kind == "static" else _AHEAD)]
     arrived, free, last = [-1.0] * n_nodes, [0.0] * n_nodes, 0.0
