@@ -102,7 +102,7 @@ class Nodes(CountsDone, StoresHere):
         self._thread = threading.Thread(target=self._listen, name="parcompute-nodes", daemon=True)
         self._thread.start()
         try:
-            self._wait(lambda: all(peer.node or peer.gone for peer in self._peers.values()) and self._has_some())
+            self._wait(self._are_all_there)
             self._require_like()
         except BaseException:
             self.kill()
@@ -122,6 +122,11 @@ class Nodes(CountsDone, StoresHere):
 
     def _ready(self) -> list[Peer]:
         return [peer for peer in list(self._peers.values()) if peer.node is not None and not peer.gone]
+
+    def _are_all_there(self) -> bool:
+        if self._said.broken is not None:  # whoever uses them is told
+            return True
+        return all(peer.node or peer.gone for peer in list(self._peers.values())) and self._has_some()
 
     def _has_some(self) -> bool:
         return bool(self._ready()) or bool(self._said.refused) or self._said.broken is not None
@@ -148,6 +153,13 @@ class Nodes(CountsDone, StoresHere):
         """Return when all nodes are ready."""
         self._require_usable()
         self._wait(self._has_some)
+        self._require_unbroken()
+        asked = self._ready()
+        with self._news:
+            for peer in asked:
+                peer.asked += 1
+                peer.send("ready")
+        self._wait(lambda: all(not peer.asked or peer.gone for peer in asked))
         self._require_unbroken()
         now_ns = time.perf_counter_ns()
         return max((peer.ready_ns + peer.clock.offset(now_ns)[0] for peer in self._ready()), default=now_ns)
@@ -299,6 +311,11 @@ class Nodes(CountsDone, StoresHere):
                 self._peers.pop(peer.number, None)
             elif kind == "here":
                 peer.node, peer.pids, peer.ready_ns = message[1:]
+            elif kind == "ready":
+                peer.asked -= 1
+                peer.ready_ns = message[1]
+            elif kind == "pids":
+                peer.pids = message[1]
             elif kind == "refused":
                 self._said.refused.append(message[1])
                 peer.gone = True

@@ -80,6 +80,7 @@ class Peer:
     node: Node | None = None  # when it has said so
     pids: tuple[int, ...] = ()
     ready_ns: int = 0  # on its clock
+    asked: int = 0  # how often it has been asked whether its workers are ready, and has not answered
     clock: Clock = field(default_factory=Clock)
     has: set[bytes] = field(default_factory=set)  # the arrays, by digest
     calls: dict[int, Any] = field(default_factory=dict)  # that it has not answered
