@@ -31,7 +31,7 @@ from parcompute.backends.base import (
 from parcompute.backends.broken import Broken
 from parcompute.backends.nodes import facts, wire
 from parcompute.backends.nodes.deal import NOBODY_S, Deal, where
-from parcompute.backends.nodes.peers import Engine, Peer
+from parcompute.backends.nodes.peers import Engine, Peer, Underway
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.setup import Setup
 from parcompute.machine import signals
@@ -46,23 +46,6 @@ _BEAT_S = 1.0
 _AHEAD = 1
 
 _JOB = {"span", "lack", "unseen", "lost", "failed"}
-
-
-@dataclass(eq=False)
-class _Call:
-    """A submitted call on its way."""
-
-    call: Call
-    pickled: bytes
-    needed: dict[bytes, npt.NDArray[Any]]
-    told: bytes | None
-    deaths: int = 0
-    running: bool = False
-
-    def begin(self) -> bool:
-        """Tell whether it may be handed out, now or again."""
-        self.running = self.running or self.call.future.set_running_or_notify_cancel()
-        return self.running
 
 
 @dataclass(eq=False)
@@ -86,7 +69,7 @@ class Nodes(CountsDone, StoresHere):
         self._deal: Deal | None = None
         self._plan: Plan | None = None
         self._n_jobs = self._n_calls = 0
-        self._waiting: collections.deque[_Call] = collections.deque()
+        self._waiting: collections.deque[Underway] = collections.deque()
         self._dropped: set[bytes] = set()
         self._arrays = wire.Arrays(self._dropped.add)
         self._closing = self._ended = False
@@ -236,7 +219,7 @@ class Nodes(CountsDone, StoresHere):
             return
         with signals.held(), self._news:
             self._require_usable()
-            self._waiting.append(_Call(call, pickled, needed, told))
+            self._waiting.append(Underway(call, pickled, needed, told))
         self._hand_out()
 
     def _hand_out(self) -> None:
