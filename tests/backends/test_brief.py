@@ -10,6 +10,7 @@ import pytest
 
 import parcompute as pc
 from parcompute.backends import kinds, threads
+from parcompute.backends.processes.drive import Drive
 from parcompute.backends.threads import _Pace
 from parcompute.jobs.job import Job
 from parcompute.jobs.partials import Partials
@@ -50,6 +51,25 @@ def test_a_job_that_is_longer_than_those_before_gets_more_workers(backend, sched
         folder.mkdir()
         assert total(executor, kernel) == 28
         assert len(set(executor.timeline.chunks["worker"])) == 2
+
+
+def int_or_float(block):
+    return [block.index, 0.5][block.index % 2]
+
+
+def test_what_a_worker_has_sent_is_waited_for_if_it_begins_and_ends_between_two_looks(monkeypatch):
+    with pc.Executor(1) as executor:
+        assert executor.reduce_blocks(int_or_float, n_items=4, block_items=1) == 3.0
+        look = Drive._current_of
+
+        def looked_at_slowly(drive, member):
+            current, deadline = list(look(drive, member)), time.monotonic() + HANGS_S
+            while not drive.board.is_full and time.monotonic() < deadline:
+                time.sleep(0.001)
+            return current
+
+        monkeypatch.setattr(Drive, "_current_of", looked_at_slowly)
+        assert executor.reduce_blocks(int_or_float, n_items=4, block_items=1) == 3.0
 
 
 def test_a_plan_says_that_one_thread_computes(monkeypatch):

@@ -98,8 +98,8 @@ def _memmap_under(array: npt.NDArray[Any]) -> np.memmap[Any, Any] | None:
 
 def is_dataset(value: Any) -> bool:
     """Tell whether `value` is an h5py dataset, without importing h5py."""
-    h5py = sys.modules.get("h5py")
-    return h5py is not None and isinstance(value, h5py.Dataset)
+    dataset = getattr(sys.modules.get("h5py"), "Dataset", None)  # not there while another thread imports h5py
+    return dataset is not None and isinstance(value, dataset)
 
 
 def is_zarr(value: Any) -> bool:

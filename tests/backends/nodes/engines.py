@@ -96,7 +96,7 @@ class OnDask:
 
     name = "dask"
 
-    def __init__(self, hosts, nthreads=2):
+    def __init__(self, hosts, nthreads=2, ahead=None):
         self.hosts, self.nthreads = hosts, nthreads
         self.folder = Path(tempfile.mkdtemp(prefix="dask-"))
         self.cluster = f"tcp://{hosts.address('n1')}:{hosts.port}"
@@ -104,7 +104,8 @@ class OnDask:
         self.processes = {}
         self.scheduler = self.begin_scheduler()
         for name in hosts.names:
-            self.add_worker(name)
+            clock = ("unshare", "--time", "--monotonic", str(ahead[name]), "--fork") if name in (ahead or {}) else ()
+            self.add_worker(name, before=clock)
         self.run(complete, len(hosts.names))
 
     def begin_scheduler(self):

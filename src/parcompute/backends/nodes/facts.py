@@ -12,7 +12,7 @@ import numpy as np
 
 from parcompute._version import __version__
 from parcompute.machine import limits
-from parcompute.machine.blas import blas_libraries
+from parcompute.machine.blas import Blas, blas_libraries
 from parcompute.machine.topology import Topology
 from parcompute.values.nodes import Node
 
@@ -43,7 +43,7 @@ def simd() -> tuple[str, ...]:
 
 def here(n_workers: int) -> Node:
     """Return what there is to say of this process and its host."""
-    blas, found = [one for one in blas_libraries() if one.kind == "blas"], versions()
+    blas, found = _blas_of_numpy(), versions()
     return Node(
         host=os.uname().nodename,
         pid=os.getpid(),
@@ -55,8 +55,15 @@ def here(n_workers: int) -> Node:
         python=found["python"],
         numpy=found["numpy"],
         simd=simd(),
-        blas=" ".join((blas[0].vendor, blas[0].version, blas[0].architecture)) if blas else "",
+        blas=" ".join((blas.vendor, blas.version, blas.architecture)) if blas else "",
     )
+
+
+def _blas_of_numpy() -> Blas | None:
+    """Return the library that NumPy calls; where it has not brought one of its own, all packages share one."""
+    found = [one for one in blas_libraries() if one.kind == "blas"]
+    own = [one for one in found if one.path.startswith(os.path.dirname(np.__file__))]  # numpy.libs, numpy/.dylibs
+    return next(iter(own or found), None)
 
 
 def doubts(nodes: Sequence[Node]) -> str:

@@ -32,7 +32,7 @@ from parcompute.backends.base import (
 from parcompute.backends.broken import Broken
 from parcompute.backends.nodes import facts, wire
 from parcompute.backends.nodes.deal import NOBODY_S, Deal
-from parcompute.backends.nodes.peers import Engine, Peer
+from parcompute.backends.nodes.peers import Engine, Peer, Underway
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.setup import Setup
 from parcompute.machine import signals
@@ -47,23 +47,6 @@ _BEAT_S = 1.0
 _AHEAD = 1
 
 _JOB = {"span", "lack", "unseen", "lost", "failed"}
-
-
-@dataclass(eq=False)
-class _Call:
-    """A submitted call on its way."""
-
-    call: Call
-    pickled: bytes
-    needed: dict[bytes, npt.NDArray[Any]]
-    told: bytes | None
-    deaths: int = 0
-    running: bool = False
-
-    def begin(self) -> bool:
-        """Tell whether it may be handed out, now or again."""
-        self.running = self.running or self.call.future.set_running_or_notify_cancel()
-        return self.running
 
 
 @dataclass(eq=False)
@@ -87,7 +70,7 @@ class Nodes(CountsDone, StoresHere):
         self._deal: Deal | None = None
         self._carried_out: tuple[Plan, Plan] | None = None  # the last plan, and the same as it was carried out
         self._n_jobs = self._n_calls = 0
-        self._waiting: collections.deque[_Call] = collections.deque()
+        self._waiting: collections.deque[Underway] = collections.deque()
         self._dropped: set[bytes] = set()
         self._arrays = wire.Arrays(self._dropped.add)
         self._closing = self._ended = False
@@ -103,7 +86,7 @@ class Nodes(CountsDone, StoresHere):
         self._thread = threading.Thread(target=self._listen, name="parcompute-nodes", daemon=True)
         self._thread.start()
         try:
-            self._wait(lambda: all(peer.node or peer.gone for peer in self._peers.values()) and self._has_some())
+            self._wait(self._are_all_there)
             self._require_like()
         except BaseException:
             self.kill()
@@ -123,6 +106,11 @@ class Nodes(CountsDone, StoresHere):
 
     def _ready(self) -> list[Peer]:
         return [peer for peer in list(self._peers.values()) if peer.node is not None and not peer.gone]
+
+    def _are_all_there(self) -> bool:
+        if self._said.broken is not None:  # whoever uses them is told
+            return True
+        return all(peer.node or peer.gone for peer in list(self._peers.values())) and self._has_some()
 
     def _has_some(self) -> bool:
         return bool(self._ready()) or bool(self._said.refused) or self._said.broken is not None
@@ -149,6 +137,13 @@ class Nodes(CountsDone, StoresHere):
         """Return when all nodes are ready."""
         self._require_usable()
         self._wait(self._has_some)
+        self._require_unbroken()
+        asked = self._ready()
+        with self._news:
+            for peer in asked:
+                peer.asked += 1
+                peer.send("ready")
+        self._wait(lambda: all(not peer.asked or peer.gone for peer in asked))
         self._require_unbroken()
         now_ns = time.perf_counter_ns()
         return max((peer.ready_ns + peer.clock.offset(now_ns)[0] for peer in self._ready()), default=now_ns)
@@ -226,7 +221,7 @@ class Nodes(CountsDone, StoresHere):
             return
         with signals.held(), self._news:
             self._require_usable()
-            self._waiting.append(_Call(call, pickled, needed, told))
+            self._waiting.append(Underway(call, pickled, needed, told))
         self._hand_out()
 
     def _hand_out(self) -> None:
@@ -305,6 +300,11 @@ class Nodes(CountsDone, StoresHere):
                 self._peers.pop(peer.number, None)
             elif kind == "here":
                 peer.node, peer.pids, peer.ready_ns = message[1:]
+            elif kind == "ready":
+                peer.asked -= 1
+                peer.ready_ns = message[1]
+            elif kind == "pids":
+                peer.pids = message[1]
             elif kind == "refused":
                 self._said.refused.append(message[1])
                 peer.gone = True

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
+from parcompute.backends.base import Call
 from parcompute.backends.nodes import wire
 from parcompute.values.nodes import Node
 
@@ -72,6 +73,23 @@ class Clock:
 
 
 @dataclass(eq=False)
+class Underway:
+    """A submitted call on its way."""
+
+    call: Call
+    pickled: bytes
+    needed: dict[bytes, npt.NDArray[Any]]
+    told: bytes | None
+    deaths: int = 0
+    running: bool = False
+
+    def begin(self) -> bool:
+        """Tell whether it may be handed out, now or again."""
+        self.running = self.running or self.call.future.set_running_or_notify_cancel()
+        return self.running
+
+
+@dataclass(eq=False)
 class Peer:
     """A node, as its caller sees it."""
 
@@ -80,9 +98,10 @@ class Peer:
     node: Node | None = None  # when it has said so
     pids: tuple[int, ...] = ()
     ready_ns: int = 0  # on its clock
+    asked: int = 0  # how often it has been asked whether its workers are ready, and has not answered
     clock: Clock = field(default_factory=Clock)
     has: set[bytes] = field(default_factory=set)  # the arrays, by digest
-    calls: dict[int, Any] = field(default_factory=dict)  # that it has not answered
+    calls: dict[int, Underway] = field(default_factory=dict)  # that it has not answered
     gone: bool = False
 
     def send(self, *message: Any) -> None:

@@ -51,6 +51,7 @@ class Server:
         self._crew: Processes | None = None
         self._arrays: dict[bytes, npt.NDArray[Any]] = {}
         self._jobs: dict[int, tuple[Job, tuple[Any, ...]]] = {}
+        self._pids: tuple[int, ...] = ()  # of its workers, as the caller knows them
         self._stopped: set[int] = set()  # jobs of which no further span is wanted
         self._supplied_ns = 0  # when what the last message brought was in its place
         self._running = -1  # the job of which a span is computed
@@ -150,9 +151,25 @@ class Server:
         except BaseException as error:
             self._reply("broken", _on_host(Failure.before_blocks(error), self._host))
             return
-        pids = self._crew.pids()
+        self._pids = self._crew.pids()
         node = replace(facts.here(self._crew.n_workers), n_cpus=self._n_cpus or limits.usable_cpus())
-        self._reply("here", node, pids, ready_ns)
+        self._reply("here", node, self._pids, ready_ns)
+
+    def _on_ready(self, _: int) -> None:
+        assert self._crew is not None
+        try:
+            self._crew.wait_until_ready()
+        except Broken as error:
+            self._reply("broken", error.failure)
+        finally:
+            self._tell_pids()
+            self._reply("ready", time.perf_counter_ns())
+
+    def _tell_pids(self) -> None:
+        """Say who the workers are, if some have been replaced."""
+        if self._crew is not None and self._crew.pids() != self._pids:
+            self._pids = self._crew.pids()
+            self._reply("pids", self._pids)
 
     def _on_array(self, _: int, digest: bytes, content: Any, shape: Any, dtype: Any, fortran: bool) -> None:
         if digest not in self._arrays:
@@ -211,6 +228,7 @@ class Server:
             return
         finally:
             self._running = -1
+            self._tell_pids()
         if drive is None:
             self._reply("span", number, first, stop, None)
             return
@@ -272,7 +290,8 @@ def _shared(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _on_host(failure: Failure, host: str) -> Failure:
-    return replace(failure, message=f"{failure.message} (on node {host})")
+    where = f"(on node {host})"  # of a call, only the text is seen: what it raised is raised as it was
+    return replace(failure, message=f"{failure.message} {where}", text=f"{failure.text.rstrip()} {where}\n")
 
 
 def find_modules(folder: str, path: tuple[str, ...]) -> None:

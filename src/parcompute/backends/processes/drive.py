@@ -147,9 +147,10 @@ class Drive:
         """
         if self.job.keeper is not None or self.failures or self.lost or self.timed_deaths or not self.parcel.stays:
             return False
+        if not self.board.is_full:  # looked at first: who begins and finishes between the two looks has begun
+            return False
         owing = filter(self._owes, self.crew.members)
-        begun = any(block != NO_BLOCK for member in owing for block in self._current_of(member))
-        return self.board.is_full and not begun
+        return all(block == NO_BLOCK for member in owing for block in self._current_of(member))
 
     @property
     def _over(self) -> bool:
