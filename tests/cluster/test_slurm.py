@@ -80,8 +80,15 @@ class Cluster:
         return found
 
     def wait_for_state(self, job, *states, timeout_s=300):
-        """Wait until a job has one of these states."""
-        self.wait(lambda: self.field(job, "JobState") in states, f"job {job} {states}", timeout_s)
+        """Wait until a job has one of these states; not for ever if it has ended with another."""
+        over = {"COMPLETED", "FAILED", "TIMEOUT"} - set(states)
+
+        def has():
+            state = self.field(job, "JobState")
+            assert state not in over, f"job {job} is {state}\n{self.logs()}"
+            return state in states
+
+        self.wait(has, f"job {job} {states}", timeout_s)
 
     def wait_for_blocks(self, n):
         """Wait until so many blocks are computed."""
