@@ -107,7 +107,7 @@ def test_each_number_of_nodes_is_a_job_of_its_own_and_one_more_merges(folder):
     assert "#SBATCH --nodes=4\n#SBATCH --ntasks-per-node=1\n#SBATCH --exclusive\n" in four
     assert "export PARCOMPUTE_DONE=results/site/nix-parts/4n.done\n" in four
     assert (
-        f'exec srun --cpus-per-task="$SLURM_CPUS_ON_NODE" {sys.executable} -m parcompute.mpi exp.py '
+        f'exec srun --cpus-per-task="$SLURM_CPUS_ON_NODE" {sys.executable} -m parcompute.mpi -m parcompute run exp.py '
         "--results results/site/nix-parts/4n --backends mpi --nodes 4\n"
     ) in four
     merge = found["results/site/nix-merge.sbatch"]
