@@ -189,6 +189,22 @@ def test_an_experiment_on_1_2_and_3_nodes_ends_with_one_merged_record(cluster):
     assert "montecarlo" in out.partition("4 completed")[2]  # the verdict, from the job that merges
 
 
+def test_dask_has_a_scheduler_and_a_worker_on_each_node_that_the_program_finds(cluster):
+    pytest.importorskip("distributed")
+    (cluster.work / "who.py").write_text(
+        "import os\nfrom distributed import Client\n"
+        "client = Client(scheduler_file=os.environ['PARCOMPUTE_SCHEDULER_FILE'])\n"
+        "client.wait_for_workers(2, timeout=120)\n"
+        "nodes = client.run(lambda: (os.environ['SLURMD_NODENAME'], len(os.sched_getaffinity(0))))\n"
+        "print('nodes', sorted(nodes.values()))\n"
+    )
+    ended = cluster.parcompute(
+        "submit", "who.py", "--nodes", "2", "--engine", "dask", "--time", "5:00", "--wait", check=False
+    )
+    assert ended.returncode == 0, cluster.logs()
+    assert "nodes [('n1', 2), ('n2', 2)]" in cluster.logs()
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -242,10 +258,10 @@ def test_a_job_longer_than_its_limit_is_requeued_until_it_is_done(cluster):
 
 @pytest.mark.stress
 def test_a_job_without_a_warning_is_ended_by_its_own_clock(cluster):
-    write_long(cluster, 180, 0.5)
+    write_long(cluster, 260, 0.5)
     (job,) = cluster.submit("long.py", "--time", "1", "--cpus-per-task", "2", "--", "--signal=B:CONT@1")
     cluster.wait_for_state(job, "COMPLETED", timeout_s=600)
-    assert same_bits_as_one_run(cluster, 180) == 0, cluster.logs()
+    assert same_bits_as_one_run(cluster, 260) == 0, cluster.logs()
     assert "the job ends in" in cluster.logs()
 
 
