@@ -186,7 +186,8 @@ def test_an_experiment_on_1_2_and_3_nodes_ends_with_one_merged_record(cluster):
     runs = record.read(path).runs
     assert all(run.verified for run in runs)
     assert {run.configuration.n_nodes for run in runs} == {1, 2, 3}
-    assert list(path.parent.glob("montecarlo-*.png"))
+    if not all(run.disturbed for run in runs):
+        assert list(path.parent.glob("montecarlo-*.png"))
     assert "montecarlo" in out.partition("4 completed")[2]  # the verdict, from the job that merges
 
 
