@@ -30,7 +30,7 @@ AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=cred_expire=10
 MailProg=/bin/true
-MpiDefault=none
+MpiDefault=pmi2
 ProctrackType=proctrack/linuxproc
 TaskPlugin=$( ((cpus <= $(nproc))) && echo task/affinity || echo task/none)
 SelectType=select/cons_tres

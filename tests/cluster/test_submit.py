@@ -77,9 +77,9 @@ def scripts(**asked):
 def test_the_script_of_one_job_is_what_one_would_write_by_hand(folder):
     asked = {"time": "30:00", "partition": "cpu", "account": "me", "cpus_per_task": 16, "options": ("--mem=8G",)}
     assert scripts(**asked, arguments=("--preset", "quick")) == {
-        "results/site/nix.sbatch": f"""\
+        "results/site/nix-1n.sbatch": f"""\
 #!/bin/bash
-#SBATCH --job-name=nix
+#SBATCH --job-name=nix-1n
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=16
@@ -87,7 +87,7 @@ def test_the_script_of_one_job_is_what_one_would_write_by_hand(folder):
 #SBATCH --partition=cpu
 #SBATCH --account=me
 #SBATCH --chdir={folder}
-#SBATCH --output=results/site/nix-%j.log
+#SBATCH --output=results/site/nix-1n-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@60
@@ -107,7 +107,7 @@ def test_each_number_of_nodes_is_a_job_of_its_own_and_one_more_merges(folder):
     assert "#SBATCH --nodes=4\n#SBATCH --ntasks-per-node=1\n#SBATCH --exclusive\n" in four
     assert "export PARCOMPUTE_DONE=results/site/nix-parts/4n.done\n" in four
     assert (
-        f'exec srun --cpus-per-task="$SLURM_CPUS_ON_NODE" {sys.executable} -m parcompute.mpi exp.py '
+        f'exec srun --cpus-per-task="$SLURM_CPUS_ON_NODE" {sys.executable} -m parcompute.mpi -m parcompute run exp.py '
         "--results results/site/nix-parts/4n --backends mpi --nodes 4\n"
     ) in four
     merge = found["results/site/nix-merge.sbatch"]
@@ -117,13 +117,13 @@ def test_each_number_of_nodes_is_a_job_of_its_own_and_one_more_merges(folder):
 
 def test_one_job_for_all_numbers_of_nodes(folder):
     ((path, text),) = scripts(nodes=(1, 2, 4), engine="mpi", one_job=True).items()
-    assert path == "results/site/nix.sbatch"
+    assert path == "results/site/nix-4n.sbatch"
     assert "#SBATCH --nodes=4\n" in text
     assert "--backends mpi --nodes 1,2,4\n" in text
 
 
 def test_dask_gets_a_scheduler_and_one_worker_a_node(folder):
-    text = scripts(nodes=(2,), engine="dask", cpus_per_task=4)["results/site/nix.sbatch"]
+    text = scripts(nodes=(2,), engine="dask", cpus_per_task=4)["results/site/nix-2n.sbatch"]
     last = text.splitlines()[-4:]
     assert last[0].startswith('rm -f "$PARCOMPUTE_SCHEDULER_FILE"')
     assert "distributed.cli.dask_scheduler" in last[1]
@@ -136,19 +136,21 @@ def test_dask_gets_a_scheduler_and_one_worker_a_node(folder):
 
 def test_an_array_deals_the_work_over_tasks(folder):
     found = scripts(array=3, file="long.py", arguments=("a b",))
-    text = found["results/site/long.sbatch"]
+    text = found["results/site/long-array.sbatch"]
     assert "#SBATCH --array=0-2\n" in text
     assert 'export PARCOMPUTE_PART="$SLURM_ARRAY_TASK_ID/3"\n' in text
     assert 'export PARCOMPUTE_DONE=results/site/long-parts/"$SLURM_ARRAY_TASK_ID".done\n' in text
     assert "run long.py 'a b'\n" in text
     assert found["results/site/long-merge.sbatch"].endswith(f"exec {sys.executable} -m parcompute run long.py 'a b'\n")
-    assert '--results results/site/nix-parts/"$SLURM_ARRAY_TASK_ID"' in scripts(array=3)["results/site/nix.sbatch"]
+    assert (
+        '--results results/site/nix-parts/"$SLURM_ARRAY_TASK_ID"' in scripts(array=3)["results/site/nix-array.sbatch"]
+    )
 
 
 def test_a_short_limit_is_announced_late(folder):
-    assert "B:USR1@15" in scripts(time="1")["results/site/nix.sbatch"]
-    assert "B:USR1@60" in scripts(time="1:00:00")["results/site/nix.sbatch"]
-    assert "B:USR1@60" in scripts(time="")["results/site/nix.sbatch"]
+    assert "B:USR1@15" in scripts(time="1")["results/site/nix-1n.sbatch"]
+    assert "B:USR1@60" in scripts(time="1:00:00")["results/site/nix-1n.sbatch"]
+    assert "B:USR1@60" in scripts(time="")["results/site/nix-1n.sbatch"]
 
 
 def test_each_script_is_bash(folder):
@@ -183,7 +185,7 @@ def test_a_dry_run_prints_and_writes_nothing(capsys, folder):
         capsys, "submit", "exp.py", "--time", "5:00", "--preset", "quick", "--dry-run", "--", "--mem=1G"
     )
     assert (status, err) == (0, "")
-    assert out.startswith("# results/cluster/nix.sbatch\n#!/bin/bash\n")
+    assert out.startswith("# results/cluster/nix-1n.sbatch\n#!/bin/bash\n")
     assert "#SBATCH --mem=1G\n" in out
     assert "--results results/cluster --preset quick\n" in out
     assert not (folder / "results").exists()
@@ -232,7 +234,7 @@ def test_only_what_is_missing_is_submitted_again(capsys, made_up):
     assert "missing: part 2 of 4" in err
     assert "to run only that: parcompute submit long.py --array 4 --missing" in err
     call(capsys, "submit", "long.py", "--array", "4", "--missing")
-    assert "#SBATCH --array=2\n" in (folder / "results/my/long.sbatch").read_text()
+    assert "#SBATCH --array=2\n" in (folder / "results/my/long-array.sbatch").read_text()
     assert parts.missing() == ("2",)
     parts.mark("2").touch()
     assert call(capsys, "submit", "long.py", "--array", "4", "--missing") == (0, "nothing is missing\n", "")

@@ -125,7 +125,7 @@ class Request:
             yield f'{srun} --kill-on-bad-exit=0 {worker} --scheduler-file "${SCHEDULER_VARIABLE}" &'
             yield f"exec {python} -m parcompute run {command}"
         elif self.engine == "mpi":
-            yield f"exec {srun} {python} -m parcompute.mpi {command}"
+            yield f"exec {srun} {python} -m parcompute.mpi -m parcompute run {command}"
         else:
             yield f"exec {srun} --nodes=1 --ntasks=1 {python} -m parcompute run {command}"
 

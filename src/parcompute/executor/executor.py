@@ -242,8 +242,8 @@ class Executor(BlockIterator):
             If a block has killed as many workers as `retries` allows.
         SharedMemoryFull
             If there is too little shared memory; nothing has run then.
-        CheckpointError
-            If the checkpoint is of another job, and of which; or cannot be written. Nothing has run then.
+        CheckpointError, OutOfTime
+            If the checkpoint is of another job, or cannot be written; if the batch job ends before the job is done.
         TypeError, ValueError
             For arguments that do not fit together.
 
@@ -318,7 +318,7 @@ class Executor(BlockIterator):
 
         Raises
         ------
-        KernelError, WorkerLost, SharedMemoryFull, CheckpointError, TypeError, ValueError
+        KernelError, WorkerLost, SharedMemoryFull, CheckpointError, OutOfTime, TypeError, ValueError
             As for `map_blocks`.
 
         Examples
