@@ -63,3 +63,21 @@ def test_rows_that_are_handed_in_stay_as_they_were():
 def test_stamps_keep_their_nanoseconds():
     started_ns = 2**53 + 1  # the first integer that a float64 cannot hold
     assert timeline_of([(0, started_ns, 1)]).chunks["started_ns"][0] == started_ns
+
+
+def test_the_tables_of_an_unread_timeline_are_made_once_and_only_if_somebody_looks():
+    made = []
+
+    def tables():
+        made.append(1)
+        read = timeline_of([(1, 30, 1), (0, 20, 1), (1, 10, 1)])
+        return read.chunks[::-1], read.workers, read.deaths
+
+    unread = Timeline.unread(3, 7, 99, tables)
+    assert unread.until(100).makespan_ns == 97
+    assert not made
+    assert unread.chunks["started_ns"].tolist() == [20, 10, 30]
+    assert unread.n_workers == N_WORKERS
+    assert len(unread.deaths) == 0
+    assert len(made) == 1
+    assert not hasattr(unread, "anything else")
