@@ -258,9 +258,7 @@ def _sum_tree(rows: npt.NDArray[Any], leaf: Leaf) -> Any:
         return sum(rows.tolist()) if len(rows) > 1 else leaf.kind(rows[0])
     rows = np.array(rows) if len(rows) == 1 else rows
     while (n_rows := len(rows)) > 1:
-        rest = rows[-1:] if n_rows % 2 else None
-        rows = rows[0 : n_rows - n_rows % 2 : 2] + rows[1::2]
-        rows = rows if rest is None else np.concatenate([rows, rest])
+        rows = np.concatenate([rows[0:-1:2] + rows[1::2], rows[-1:]]) if n_rows % 2 else rows[0::2] + rows[1::2]
     return _unboxed(rows[0], leaf)
 
 
