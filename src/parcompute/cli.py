@@ -121,30 +121,71 @@ def plot(files: tuple[str, ...], formats: tuple[str, ...], kinds: tuple[str, ...
             click.echo(path)
 
 
-@commands.command(epilog="Example: parcompute fit measured.csv --law amdahl --law usl --loss throughput")
+# One column, or several that are numbered repetitions or a curve each; without a name, what the values are.
+_VALUES: dict[str, Any] = {"multiple": True, "is_flag": False, "flag_value": "", "metavar": "[COLUMN]"}
+
+
+@commands.command(
+    epilog="Example: parcompute fit measured.csv --workers cores --time time_ms --curve system --law usl\n\n"
+    "A COLUMN is a heading, or its number from 1. docs/tables.md says which tables are read."
+)
 @click.argument("file", type=click.Path())
 @click.option("--law", "laws", multiple=True, help="Again and again; amdahl, usl, logarithmic and saturation.")
 @click.option("--loss", default="relative", show_default=True, help="relative, log, throughput or linearised.")
+@click.option("--workers", default="", metavar="COLUMN", help="Of a table: the column with the numbers of workers.")
+@click.option("--time", "times", **_VALUES, help="With times; of all its values, if no column is named.")
+@click.option("--rate", "rates", **_VALUES, help="The same of rates.")
+@click.option("--round", default="", metavar="COLUMN", help="The one with the number of the repetition.")
+@click.option("--curve", "curves", multiple=True, metavar="COLUMN", help="Again and again: what tells curves apart.")
+@click.option("--ignore", "ignored", multiple=True, metavar="COLUMN", help="Again and again: what does not matter.")
+@click.option("--unit", default="", type=click.Choice(["", "ns", "us", "ms", "s", "min", "h"]), help="Of the times.")
+@click.option("--decimal", default="", type=click.Choice(["", ".", ","]), help="What stands before decimals.")
 @click.option(
-    "--rate/--time", "of_rate", default=None, help="What the second column of a table is, if it has no heading."
+    "--scaling", default="", type=click.Choice(["", "strong", "weak"]), help="weak: the work grew with the workers."
 )
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @_of_one_study
-def fit(file: str, laws: tuple[str, ...], loss: str, of_rate: bool | None, as_json: bool, **chosen: Any) -> None:
-    """Fit laws of scaling to FILE: a record, or any table of workers, time (or throughput), and optionally rounds."""
-    from parcompute.analysis import measurements
+def fit(
+    file: str,
+    laws: tuple[str, ...],
+    loss: str,
+    times: tuple[str, ...],
+    rates: tuple[str, ...],
+    as_json: bool,
+    conditions: str | None,
+    seed: int | None,
+    n_items: int | None,
+    **columns: Any,
+) -> None:
+    """Fit laws of scaling to FILE: a record, any table of workers and times or rates, or what benchmark tools write."""
+    from parcompute.analysis import tables
     from parcompute.analysis.choice import compare_laws
+    from parcompute.analysis.measurements import points
+    from parcompute.analysis.measurements.columns import Named
 
-    tables = measurements.of_file(Path(file), of_rate=of_rate, **chosen)
+    if times and rates:
+        raise click.UsageError("--time and --rate exclude each other; pass one of them")
+    named = Named(
+        values=tuple(filter(None, times + rates)), kind="time" if times else "rate" if rates else "", **columns
+    )
+    curves = points.of_file(Path(file), named, conditions=conditions, seed=seed, n_items=n_items)
     found = {
-        name: compare_laws(laws or FITTED, each.n_workers, each.times_s, loss=loss, rounds=each.rounds)
-        for name, each in tables.items()
+        name: compare_laws(
+            points.of_laws(each, laws, FITTED), each.n_workers, each.times_s, loss=loss, rounds=each.rounds
+        )
+        for name, each in curves.items()
     }
     if as_json:
-        click.echo(json.dumps({name: compared.as_dict() for name, compared in found.items()}, indent=2))
+        told = {name: {"read": curves[name].how or None, **compared.as_dict()} for name, compared in found.items()}
+        click.echo(json.dumps(told, indent=2))
         return
+    if how := next(iter(curves.values())).how:
+        click.echo(f"{file}: {how}\n")
     for name, compared in found.items():
         click.echo("\n".join([name, *(f"  {line}" for line in compared.describe()), ""]))
+    if len(found) > 1:
+        names = {name.removeprefix(f"{file}: "): compared for name, compared in found.items()}
+        click.echo("\n".join(tables.of_laws(names)))
 
 
 @commands.command(epilog="Example: parcompute compare before.h5 after.h5")

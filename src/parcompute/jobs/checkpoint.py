@@ -39,8 +39,7 @@ from parcompute.machine.batch import deadline, tasks
 from parcompute.machine.batch.tasks import Part, files_of_parts
 
 # Work of half a second is no loss. Keeping may cost one part in twenty of the time, then it is done less often.
-EVERY_S = 0.5
-COST = 19
+EVERY_S, COST = 0.5, 19
 
 # A checkpoint that another process writes is waited for so long; the workers of a killed one need a moment.
 WAIT_S = 2.0
