@@ -198,6 +198,8 @@ class Job:
         inputs = [_read_only(array) for array in self.inputs]
         asks_block, asks_rng, asks_out, asks_state = (name in self.asks for name in ASKABLE)
         if len(inputs) < 2 and not (args or kwargs or asks_rng or asks_out or asks_state):
+            if inputs and (dtype := _dtype_of(kernel, inputs[0])) is not None and isinstance(self.outputs, Rows):
+                return _in_place(kernel, inputs[0], dtype, self.outputs)
             return _plain(kernel, inputs, asks_block, self.plan.halo)
 
         def compute(block: Block, out: Any = None) -> Any:
@@ -275,6 +277,31 @@ def _plain(kernel: Callable[..., Any], inputs: Sequence[Any], asks_block: bool, 
     if halo:
         return lambda block, _=None: kernel(array[block.reach])
     return lambda block, _=None: kernel(array[block.start : block.stop])
+
+
+def _dtype_of(kernel: Any, array: Any) -> Any:
+    """Return the dtype that a NumPy function of one array gives to its results; None for any other kernel."""
+    if not (isinstance(kernel, np.ufunc) and kernel.nin == kernel.nout == 1 and isinstance(array, np.ndarray)):
+        return None
+    try:
+        return kernel.resolve_dtypes((array.dtype, None))[-1]
+    except TypeError:  # it has no loop for this dtype: let the call say so
+        return None
+
+
+def _in_place(kernel: Any, array: npt.NDArray[Any], dtype: np.dtype[Any], outputs: Rows) -> Callable[..., Any]:
+    """Return what `Job.bind` returns for a NumPy function that can write to the output itself: it saves a copy."""
+
+    def compute(block: Block, _: Any = None) -> Any:
+        given = array[block.reach]
+        if outputs.arrays is None or not outputs.single:
+            return kernel(given)
+        rows = outputs.rows(block)
+        # Where the rows lie apart, its loop may be another one, with other last bits.
+        fits = rows.dtype == dtype and rows.shape == given.shape and rows.flags.c_contiguous
+        return kernel(given, rows) if fits else kernel(given)
+
+    return compute
 
 
 def _read_only(array: Any) -> Any:
