@@ -58,18 +58,17 @@ class Clock:
 
     def offset(self, at_ns: int) -> tuple[int, int]:
         """Return what to add to a stamp of about this time (here), and what the error of that is at most."""
-        if not self._looks:
+        looks = list(self._looks)  # another thread notes more
+        if not looks:
             return 0, 0
-        bounds = [
-            (half_ns + int(DRIFT * abs(at_ns - when_ns)), offset_ns) for when_ns, offset_ns, half_ns in self._looks
-        ]
+        bounds = [(half_ns + int(DRIFT * abs(at_ns - when_ns)), offset_ns) for when_ns, offset_ns, half_ns in looks]
         bound_ns, offset_ns = min(bounds)
         return offset_ns, bound_ns
 
     @property
     def round_trip_ns(self) -> int:
         """The shortest way there and back."""
-        return 2 * min((half_ns for _, _, half_ns in self._looks), default=0)
+        return 2 * min((half_ns for _, _, half_ns in list(self._looks)), default=0)
 
 
 @dataclass(eq=False)
