@@ -372,4 +372,27 @@ ROWS = (
     *(_short_blocks(*variant) for variant in (("a", 1), ("b", 4), ("c", 16), ("d", 64), ("e", 256), ("f", 1024))),
     _first_touch("a", "triad"),
     _first_touch("b", "fft2"),
+    Row(
+        "18",
+        "a map of 128 MiB into each kind of output, from the second time on",
+        "ms",
+        MS,
+        tuple(
+            Entry(kind, "parcompute", "outputs", {"kind": kind})
+            for kind in ("shared array", "memmap", "dataset", "Zarr array")
+        ),
+        (AtMostTimes("memmap", 3.0, ("shared array",)), AtMostTimes("dataset", 8.0, ("shared array",))),
+        {"n_rows": 2**17},
+        "n_rows",
+    ),
+    Row(
+        "19",
+        "a sum over one column of a pandas frame of 128 MiB, which is shared anew for each job",
+        "ms",
+        MS,
+        (Entry("parcompute", "parcompute", "frames"),),
+        (AtMost("parcompute", 500, "ms", MS),),
+        {"n_rows": 2**17},
+        "n_rows",
+    ),
 )
