@@ -404,4 +404,27 @@ ROWS = (
         {"n_blocks": 4_096},
         "n_blocks",
     ),
+    Row(
+        "18",
+        "a map of 128 MiB into each kind of output, from the second time on",
+        "ms",
+        MS,
+        tuple(
+            Entry(kind, "parcompute", "outputs", {"kind": kind})
+            for kind in ("shared array", "memmap", "dataset", "Zarr array")
+        ),
+        (AtMostTimes("memmap", 3.0, ("shared array",)), AtMostTimes("dataset", 8.0, ("shared array",))),
+        {"n_rows": 2**17},
+        "n_rows",
+    ),
+    Row(
+        "19",
+        "a sum over one column of a pandas frame of 128 MiB, which is shared anew for each job",
+        "ms",
+        MS,
+        (Entry("parcompute", "parcompute", "frames"),),
+        (AtMost("parcompute", 500, "ms", MS),),
+        {"n_rows": 2**17},
+        "n_rows",
+    ),
 )

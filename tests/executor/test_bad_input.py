@@ -78,7 +78,9 @@ def test_n_items_that_contradict_an_array_are_refused(executor):
     [
         (np.array(1.0), ValueError, r"array 0 has no axis to cut \(shape \(\)\)"),
         (np.array([1, "a", None], object), TypeError, r"array 0 holds Python objects \(dtype object\); use map"),
-        ([1.0, 2.0], TypeError, "array 0 is list; pass a NumPy array"),
+        (["one", "two"], TypeError, "array 0 is list, and not of numbers only; use map"),
+        ([[1.0], [2.0, 3.0]], TypeError, "array 0 is list, and not of numbers only; use map"),
+        ({1.0}, TypeError, "array 0 is set; pass a NumPy array"),
         (np.ma.masked_array([1.0, 2.0], [0, 1]), TypeError, "array 0 is masked, and the mask would be lost"),
     ],
 )

@@ -19,7 +19,8 @@ from parcompute.jobs.outputs import Field, FileRows, Rows
 from parcompute.jobs.setup import Setup
 from parcompute.machine import limits
 from parcompute.machine.batch import systems
-from parcompute.memory import sources
+from parcompute.memory import sources, tables
+from parcompute.memory.tables import Table
 from parcompute.memory.targets import target_of
 from parcompute.values import streams
 from parcompute.values.blocks import Plan, whole
@@ -226,10 +227,34 @@ def asked_of(
     return asks, args, given
 
 
+def arrays_of(arrays: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the arrays of a job: lists of numbers become some, and tables are cut like some."""
+    return tuple(
+        array if type(array) is np.ndarray else _array_of(position, array) for position, array in enumerate(arrays)
+    )
+
+
+def _array_of(position: int, array: Any) -> Any:
+    if isinstance(array, (list, tuple, range)):
+        try:
+            found = np.asarray(array)
+        except ValueError:  # parts of different lengths
+            found = np.empty((), object)
+        if found.dtype.kind not in "biufc":
+            raise TypeError(
+                f"array {position} is {type(array).__name__}, and not of numbers only; use map, or pass "
+                "numpy.array(...) with a dtype"
+            )
+        return found
+    package = tables.kind_of(array)
+    return array if package is None else Table(array, package)
+
+
 def n_items_of(arrays: Sequence[Any], n_items: Any) -> int:
     """Return the size of the index space, on which all arrays must agree."""
     for position, array in enumerate(arrays):
-        if not (isinstance(array, np.ndarray) or sources.is_dataset(array) or sources.is_zarr(array)):
+        known = isinstance(array, (np.ndarray, Table)) or sources.is_dataset(array) or sources.is_zarr(array)
+        if not known:
             raise TypeError(f"array {position} is {type(array).__name__}; {_instead_of(array)}")
         if sources.is_masked(array):
             raise TypeError(f"array {position} is masked, and the mask would be lost; pass data and mask as two arrays")
@@ -260,7 +285,11 @@ def _instead_of(array: Any) -> str:
         return "it is computed by dask: pass x.compute() if that fits memory, else what x.to_zarr(...) has written"
     if package == "xarray":
         return "pass x.to_numpy() if that fits memory, else the Zarr array or HDF5 dataset that it is read from"
-    return "pass a NumPy array, a memmap, an h5py dataset or a Zarr array"
+    if package == "polars":
+        return "pass x.collect()"
+    if package == "pyarrow":
+        return "pass x.to_numpy(), or a Table"
+    return "pass a NumPy array, a memmap, an h5py dataset, a Zarr array, a table or a list of numbers"
 
 
 def item_bytes_of(arrays: Sequence[Any]) -> int:

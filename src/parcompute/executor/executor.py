@@ -198,8 +198,9 @@ class Executor(BlockIterator):
             parameter name for ``block`` (a `Block`), ``rng`` (a `numpy.random.Generator` of its own), ``out``
             (the rows to fill) and ``state`` (of its worker, if the executor has one). It returns an array of one
             row per item, or a tuple of them. It must not write to its inputs, which are read-only.
-        *arrays : ndarray, SharedArray, memmap, h5py.Dataset or zarr.Array
-            Of n_items rows each.
+        *arrays : ndarray, SharedArray, memmap, h5py.Dataset, zarr.Array, table or list of numbers
+            Of n_items rows each. Tables are a DataFrame or Series of pandas or polars, or a Table of Arrow; the kernel
+            gets some of its rows, as such.
         n_items : int, optional
             Needed without arrays.
         block_items : int, optional
@@ -231,8 +232,9 @@ class Executor(BlockIterator):
 
         Returns
         -------
-        ndarray or tuple of ndarray
-            Shape (n_items, ...); bit for bit the same for every backend, worker count and schedule.
+        ndarray or tuple of ndarray, or table
+            Shape (n_items, ...); bit for bit the same for every backend, worker count and schedule. Where blocks return
+            tables, all their rows.
 
         Raises
         ------
@@ -255,7 +257,7 @@ class Executor(BlockIterator):
         array([1., 2., 3.])
         """
         called_ns = time.perf_counter_ns()
-        backend = self._usable()
+        backend, arrays = self._usable(), arguments.arrays_of(arrays)
         plan = self._cut(arrays, n_items, block_items, halo, chunk_rows(out))
         asked = arguments.asked_of(kernel, len(arrays), args, kwargs, self._has_state)
         policy = arguments.policy_of(on_error, block_timeout, self.backend)
@@ -331,6 +333,7 @@ class Executor(BlockIterator):
         78584
         """
         called_ns = time.perf_counter_ns()
+        arrays = arguments.arrays_of(arrays)
         plan = self._cut(arrays, n_items, block_items, 0)
         asked = arguments.asked_of(kernel, len(arrays), args, kwargs, self._has_state)
         policy = arguments.policy_of(on_error, block_timeout, self.backend)

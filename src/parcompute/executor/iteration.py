@@ -76,6 +76,7 @@ class BlockIterator(LastJob):
         8 17
         """
         self._usable()
+        arrays = arguments.arrays_of(arrays)
         n_items, item_bytes = arguments.n_items_of(arrays, n_items), arguments.item_bytes_of(arrays)
         plan = Plan.cut(n_items, block_items, n_workers=self._backend.n_workers, halo=halo, item_bytes=item_bytes)
         asks, args, kwargs = arguments.asked_of(kernel, len(arrays), args, kwargs, self._has_state)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from parcompute.memory import sources
 from parcompute.memory.shared import SharedArray
+from parcompute.memory.tables import Table
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, type(Ellipsis), type(NotImplemented))
 _NUMBERS = {type(None), bool, int, float}
@@ -124,6 +125,8 @@ class _Digester:
             return _of_array(value)
         if sources.is_dataset(value) or sources.is_zarr(value):
             return _of_array(value[...])
+        if isinstance(value, Table):
+            return _join(b"table", map(self.of, value.digest_parts()))
         if isinstance(value, np.generic) and not value.dtype.hasobject:
             return _join(b"scalar", [str(value.dtype).encode(), value.tobytes()])
         if isinstance(value, np.ufunc):

@@ -23,6 +23,7 @@ from parcompute.jobs.world import World
 from parcompute.machine import signals
 from parcompute.machine.batch.deadline import OutOfTime
 from parcompute.memory import sources
+from parcompute.memory.tables import Table
 from parcompute.values import streams
 from parcompute.values.blocks import Block, Plan
 
@@ -308,6 +309,8 @@ def _read_only(array: Any) -> Any:
     """Return an input of which every slice is an array that no kernel can write to."""
     if isinstance(array, (sources.DatasetReference, sources.FileReference)):
         array = array.open()
+    if isinstance(array, Table):
+        return array
     if not isinstance(array, np.ndarray):
         return _InCOrder(array)
     view = array.view(np.ndarray)

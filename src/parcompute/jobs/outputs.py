@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from parcompute.memory import tables
 from parcompute.memory.targets import Target
 from parcompute.values.blocks import Block, Plan
 
@@ -111,8 +111,6 @@ class Rows:
         The one of the two that the caller has fixed if `fields` is None.
     """
 
-    odd: Mapping[int, Any] = MappingProxyType({})
-
     def __init__(
         self,
         plan: Plan,
@@ -129,13 +127,16 @@ class Rows:
         self.casts = fields is not None or dtype is not None
         self.arrays: tuple[npt.NDArray[Any], ...] | None = None
         self.omitted: set[int] = set()
+        self.odd: dict[int, Any] = {}  # tables, by block
 
     def __getstate__(self) -> dict[str, Any]:
         # The arrays travel on their own, since they are the one thing in a job that is written to.
-        return {**self.__dict__, "arrays": None}
+        return {**self.__dict__, "arrays": None, "odd": {}}
 
     def shape_of(self, result: Any, block: Block) -> Any:
-        """Return (fields, single)."""
+        """Return (fields, single); a table has no fields."""
+        if not self.casts and self.item_shape is None and tables.kind_of(result):
+            return (), True
         single = not isinstance(result, tuple)
         fields = []
         for part in (result,) if single else result:
@@ -194,7 +195,7 @@ class Rows:
 
     def forget_shape(self) -> None:
         """Let block 0 decide again what a result looks like."""
-        self.fields, self.arrays = None, None
+        self.fields, self.arrays, self.odd = None, None, {}
 
     def rows(self, block: Block) -> Any:
         """Return the rows of a block, one view or a tuple of them."""
@@ -211,11 +212,15 @@ class Rows:
             If they have another number, shape or dtype than the output's.
         """
         assert self.arrays is not None
-        if self.single and type(result) is np.ndarray:  # the usual case, in half of the time
+        if self.single and type(result) is np.ndarray and self.arrays:  # the usual case, in half of the time
             rows = self.arrays[0][block.start : block.stop]
             if result.dtype is rows.dtype and result.shape == rows.shape:
                 rows[...] = result
                 return True
+        if self.single and not self.arrays:
+            if not tables.kind_of(result):
+                raise ResultError(f"expected a table, as block 0 has returned one; got {_shown(result)}")
+            return False
         for array, value in self._fitting(result, block):
             array[block.start : block.stop] = value
         return True
@@ -238,8 +243,8 @@ class Rows:
             yield array, value
 
     def keep(self, index: int, result: Any) -> None:
-        """Fail: rows always have a place."""
-        raise AssertionError
+        """Keep a table."""
+        self.odd[index] = result
 
     def omit(self, block: Block) -> None:
         """Set the rows of a block to zero."""
@@ -253,6 +258,8 @@ class Rows:
     def result(self) -> Any:
         """Return the whole output."""
         assert self.arrays is not None
+        if self.odd:
+            return tables.joined([self.odd[index] for index in sorted(self.odd)])
         return self.arrays[0] if self.single else self.arrays
 
 

@@ -26,6 +26,7 @@ from parcompute.jobs.outputs import ResultError, Rows
 from parcompute.jobs.schedule import DONE, FAILED, WAITING
 from parcompute.machine import signals
 from parcompute.memory import sources
+from parcompute.memory.tables import Table
 from parcompute.values.blocks import Plan
 from parcompute.values.timeline import Timeline
 
@@ -83,7 +84,8 @@ class Deal:
             fixed = outputs
             outputs = Rows(light, fixed.fields, fixed.single, fixed.dtype, fixed.item_shape)
             outputs.casts = fixed.casts
-        travelling = replace(job, inputs=(), plan=light, outputs=outputs, keeper=None)
+        with_it = tuple(one if isinstance(one, Table) else None for one in job.inputs)
+        travelling = replace(job, inputs=with_it, plan=light, outputs=outputs, keeper=None)
         self._pickled, self.needed = arrays.dumps(travelling, f"kernel {job.name}")
         self._inputs = tuple(self._referred(array, arrays) for array in job.inputs)
         self._unseen: dict[Peer, set[int]] = {}
@@ -100,6 +102,10 @@ class Deal:
         self._nobody_since_s: float | None = None
 
     def _referred(self, array: Any, arrays: wire.Arrays) -> Any:
+        if isinstance(array, Table):
+            return ...  # its columns are arrays in the job
+        if sources.is_zarr(array):
+            return None  # its rows go with each span
         if (where := wire.in_file(array)) is not None:
             return where
         if sources.is_dataset(array):

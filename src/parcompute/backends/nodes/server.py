@@ -188,7 +188,7 @@ class Server:
         except BaseException as error:  # a module that this host lacks, above all
             self._reply("failed", _on_host(Failure.before_blocks(error), self._host))
             return
-        opened = tuple(self._opened(one) for one in inputs)
+        opened = tuple(job.inputs[i] if one is ... else self._opened(one) for i, one in enumerate(inputs))
         if unseen := [i for i, one in enumerate(opened) if one is None]:
             self._reply("unseen", number, unseen)
         self._jobs[number] = (replace(job, world=spans.Abroad(told)), opened)
