@@ -173,12 +173,14 @@ def test_what_is_lost_and_comes_in_the_middle_of_jobs_changes_nothing(lasting, t
 
 def checkpointed(options, folder):
     """Compute a job in three seconds or more; return its bytes, or in words why it was lost."""
-    try:
-        with pc.Executor(2, **options) as executor:
-            calls, file = folder / "calls", folder / "checkpoint.h5"
+    with pc.Executor(2, **options) as executor:
+        calls, file = folder / "calls", folder / "checkpoint.h5"
+        try:
             return job(executor, 0.03, str(calls), checkpoint=file).tobytes()
-    except pc.WorkerLost as lost:
-        return str(lost)
+        except pc.WorkerLost as lost:
+            with pytest.raises(pc.WorkerLost, match="no node is left"):
+                executor.submit(len, ()).result(engines.HANGS_S)
+            return str(lost)
 
 
 def n_calls(folder):

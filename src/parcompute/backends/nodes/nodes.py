@@ -74,6 +74,7 @@ class Nodes(CountsDone, StoresHere):
         self._dropped: set[bytes] = set()
         self._arrays = wire.Arrays(self._dropped.add)
         self._closing = self._ended = False
+        self._nobody_since_s = time.monotonic()
         self._events: queue.SimpleQueue[tuple[int, wire.Message | None]] = queue.SimpleQueue()
         setup = options.setup
         self._greeting = pickle.dumps(replace(options, setup=Setup(), cluster=None))
@@ -288,6 +289,7 @@ class Nodes(CountsDone, StoresHere):
             if time.monotonic() >= next_beat_s:
                 next_beat_s = time.monotonic() + _BEAT_S
                 self._engine.look()
+                self._despair()
                 for peer in list(self._peers.values()):
                     peer.ping()
 
@@ -339,6 +341,15 @@ class Nodes(CountsDone, StoresHere):
         self._hand_out()
         if not self._ready() and self._ended:
             self._give_up_calls(lambda: WorkerLost("the nodes are gone"))
+
+    def _despair(self) -> None:
+        """Give up the calls if there has been nobody for too long who could be given them."""
+        now_s = time.monotonic()
+        if self._ready() or not self._has_calls():
+            self._nobody_since_s = now_s
+        elif now_s - self._nobody_since_s > NOBODY_S:
+            why = f"no node is left, and none has come within {NOBODY_S:.0f} s: {self._engine.why_nobody()}"
+            self._give_up_calls(lambda: WorkerLost(why))
 
     def _give_up_calls(self, reason: Callable[[], BaseException | None]) -> None:
         with self._news:

@@ -52,7 +52,7 @@ class Server:
         self._arrays: dict[bytes, npt.NDArray[Any]] = {}
         self._jobs: dict[int, tuple[Job, tuple[Any, ...]]] = {}
         self._pids: tuple[int, ...] = ()  # of its workers, as the caller knows them
-        self._stopped: set[int] = set()  # jobs of which no further span is wanted
+        self._stopped: dict[int, bool] = {}  # jobs of which no further span is wanted, and whether at once
         self._supplied_ns = 0  # when what the last message brought was in its place
         self._running = -1  # the job of which a span is computed
         self._queue: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
@@ -67,15 +67,21 @@ class Server:
         kind = message[0]
         if kind == "ping":
             self._say(("pong", message[1], time.perf_counter_ns()))
+            self._give_up()  # if the span had not quite begun when that was asked for
         elif kind == "stop":
             _, number, at_once = message
-            self._stopped.add(number)
-            if self._running == number and self._crew is not None:
-                self._crew.give_up(at_once=at_once)
+            self._stopped[number] = at_once
+            self._give_up()
         elif kind == "kill":
             self.close()
         else:
             self._queue.put((time.perf_counter_ns(), *message))
+
+    def _give_up(self) -> None:
+        """End the span that is computed if it is of a job that was stopped."""
+        at_once = self._stopped.get(self._running)
+        if at_once is not None and self._crew is not None:
+            self._crew.give_up(at_once=at_once)
 
     def close(self) -> None:
         """End the crew, with what it computes, and forget everything; it may be called again."""
@@ -203,7 +209,7 @@ class Server:
 
     def _on_forget(self, _: int, number: int) -> None:
         self._jobs.pop(number, None)
-        self._stopped.discard(number)
+        self._stopped.pop(number, None)
 
     def _on_span(
         self, arrived_ns: int, number: int, first: int, stop: int, shape: tuple[Any] | None, windows: dict[int, Any]
