@@ -109,12 +109,13 @@ ours() { # PID NAME: whether that process lives and has that name
 }
 
 stop() {
-  local file pid
+  local file name pid
   for pid in $(timeout 15 "$0" jobs "$folder" 2>/dev/null || true); do there timeout 15 scancel "$pid" || true; done
   for _ in $(seq 60); do [[ -n $(there timeout 15 squeue -h 2>/dev/null) ]] || break; sleep 0.25; done
   for file in "$folder"/slurmd-*.pid "$folder/slurmctld.pid"; do
     pid=$(cat "$file" 2>/dev/null) || continue
-    ours "$pid" "$(basename "${file%%-n*}" .pid)" || continue
+    name=$(basename "$file" .pid)
+    ours "$pid" "${name%%-*}" || continue
     kill "$pid"
     for _ in $(seq 100); do [[ -e /proc/$pid ]] || break; sleep 0.1; done
     kill -9 "$pid" 2>/dev/null || true

@@ -116,7 +116,7 @@ def started(folder, n_nodes, *, hosts):
     command = [HERE / "slurm.sh", "start", folder, port, n_nodes, 2, *(["hosts"] if hosts else [])]
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200)
     if ended.returncode and ("Operation not permitted" in ended.stderr or "exists: hosts are up" in ended.stderr):
-        subprocess.run([HERE / "slurm.sh", "stop", folder], capture_output=True, timeout=120)
+        subprocess.run([HERE / "slurm.sh", "stop", folder], capture_output=True, timeout=240)
         pytest.skip(f"no Slurm can be started here: {ended.stderr.strip().splitlines()[0]}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return Cluster(folder, port, [str(HERE / "hosts.sh"), "on", "pc1"] if hosts else [])
@@ -127,7 +127,7 @@ def three_nodes(tmp_path_factory):
     """Keep a cluster of three nodes with two CPUs each."""
     folder = tmp_path_factory.mktemp("slurm")
     yield started(folder, 3, hosts=False)
-    subprocess.run([HERE / "slurm.sh", "stop", folder], capture_output=True, timeout=120)
+    subprocess.run([HERE / "slurm.sh", "stop", folder], capture_output=True, timeout=240)
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ def test_a_job_whose_node_goes_down_goes_on_elsewhere_with_the_same_bits(tmp_pat
         assert int(cluster.field(job, "Restarts")) >= 1
         assert same_bits_as_one_run(cluster, 240) <= 4, cluster.logs()
     finally:
-        subprocess.run([HERE / "slurm.sh", "stop", folder], capture_output=True, timeout=120)
+        subprocess.run([HERE / "slurm.sh", "stop", folder], capture_output=True, timeout=240)
 
 
 # --- arrays ------------------------------------------------------------------------------------------------
