@@ -14,13 +14,14 @@ import sys
 import textwrap
 import threading
 import time
+import types
 
 import cloudpickle
 import numpy as np
 import pytest
 
 import parcompute as pc
-from parcompute.memory import leases, segments, shared
+from parcompute.memory import leases, segments, shared, sources
 
 # The processes of a test session can import the package, but not its tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -787,3 +788,8 @@ def test_results_of_earlier_jobs_are_not_written_over_by_later_ones():
         results += [executor.map_blocks(np.add, np.full(300_000, float(n)), args=(1.0,)) for n in range(6, 9)]
     assert [float(result[0]) for result in results if result is not None] == [1, 2, 4, 5, 6, 7, 8, 9]
     assert all((result == result[0]).all() for result in results if result is not None)
+
+
+def test_an_array_is_no_dataset_while_h5py_is_being_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", types.ModuleType("h5py"))
+    assert not sources.is_dataset(np.zeros(1))

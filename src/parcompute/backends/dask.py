@@ -37,7 +37,8 @@ _CONNECT_S = 10.0
 # that was stopped itself has not looked.
 _LOOK_S, _SILENT_LOOKS = 1.0, 10
 
-# What keeps a connection alive, and tells the clocks, need not wait for a long message: that is sent in pieces.
+# What keeps a connection alive, and tells the clocks, need not wait for a long message: that is sent in pieces. They
+# are shorter than what Dask hands to a thread of its own.
 _URGENT = {"ping", "pong"}
 _PIECE_BYTES = 2**23
 
@@ -237,21 +238,26 @@ class _Link:
         from distributed.protocol import to_serialize
 
         head, buffers = wire.pack(message)
-        arrays = [np.frombuffer(buffer, np.uint8) for buffer in buffers]
-        long = [array for array in arrays if array.nbytes > _PIECE_BYTES]
-        told = [array.nbytes if array.nbytes > _PIECE_BYTES else to_serialize(array) for array in arrays]
-        await self._comm.write({"head": to_serialize(np.frombuffer(head, np.uint8)), "buffers": told})
-        for array in long:
-            for at in range(0, array.nbytes, _PIECE_BYTES):
+        room, told, long = _PIECE_BYTES, [], []
+        for part in (np.frombuffer(buffer, np.uint8) for buffer in (head, *buffers)):
+            if part.nbytes <= room:
+                room -= part.nbytes
+                told.append(to_serialize(part))
+            else:
+                long.append(part)
+                told.append(part.nbytes)
+        await self._comm.write({"parts": told})
+        for part in long:
+            for at in range(0, part.nbytes, _PIECE_BYTES):
                 await self._write_urgent()
-                await self._comm.write({"piece": to_serialize(array[at : at + _PIECE_BYTES])})
+                await self._comm.write({"piece": to_serialize(part[at : at + _PIECE_BYTES])})
 
     async def _read(self) -> None:
         while True:
             came = await self._come()
-            buffers = [await self._pieces(one) if isinstance(one, int) else one for one in came["buffers"]]
-            self._heard(wire.unpack(came["head"].tobytes(), buffers))
-            del came, buffers
+            parts = [await self._pieces(one) if isinstance(one, int) else one for one in came["parts"]]
+            self._heard(wire.unpack(parts[0].data, parts[1:]))
+            del came, parts
 
     async def _come(self) -> Any:
         came = await self._comm.read()
@@ -259,12 +265,13 @@ class _Link:
         return came
 
     async def _pieces(self, n_bytes: int) -> npt.NDArray[np.uint8]:
-        """Return a long buffer, put together; what comes between its pieces is urgent."""
+        """Return a long part of a message, put together; what comes between its pieces is urgent."""
         whole, n = np.empty(n_bytes, np.uint8), 0
         while n < n_bytes:
             came = await self._come()
             if (piece := came.get("piece")) is None:
-                self._heard(wire.unpack(came["head"].tobytes(), came["buffers"]))
+                head, *buffers = came["parts"]
+                self._heard(wire.unpack(head.data, buffers))
             else:
                 whole[n : n + len(piece)] = piece
                 n += len(piece)

@@ -83,7 +83,9 @@ class Joblib(CountsDone, StoresHere):
 
     def run(self, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Compute every block once, or raise when a worker dies."""
-        with signals.taken(self._turn), signals.at_any_line():
+        # One worker joblib does without: it computes in this thread.
+        here = blas.limited(self._options.blas_threads if self.n_workers == 1 else None)
+        with signals.taken(self._turn), signals.at_any_line(), here:
             self.wait_until_ready()
             stop = shared.share(np.zeros(1, np.uint8))
             caller = tasks.Caller(job, self.allocate, stop)

@@ -92,7 +92,10 @@ def environment(**more):
 
 
 class OnDask:
-    """A scheduler on n1, and a worker process with its nanny on each host."""
+    """A scheduler on n1, and a worker process with its nanny on each host.
+
+    `ahead` says by how many seconds the monotonic clock of a host is ahead.
+    """
 
     name = "dask"
 

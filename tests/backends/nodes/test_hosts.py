@@ -17,6 +17,8 @@ from parcompute.values.blocks import Schedule
 # The programs on the hosts can import the package, but not its tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(1)
 X = RNG.standard_normal(20_000) * np.exp(RNG.standard_normal(20_000) * 20)
 LARGE = RNG.standard_normal((3, 30_000, 2))

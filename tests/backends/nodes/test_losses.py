@@ -15,6 +15,8 @@ import parcompute as pc
 # The programs on the hosts can import the package, but not its tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+pytestmark = pytest.mark.slow
+
 N_ITEMS, BLOCK_ITEMS = 60_000, 100
 
 

@@ -19,6 +19,8 @@ from parcompute.backends.nodes import facts
 # The programs on the hosts can import the package, but not its tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cluster():

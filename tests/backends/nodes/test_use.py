@@ -20,6 +20,8 @@ import parcompute as pc
 # The programs can import the package, but not its tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["dask", "mpi"])
 def here(request):

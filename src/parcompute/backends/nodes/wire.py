@@ -41,7 +41,7 @@ def pack(message: Message) -> tuple[bytes, list[Any]]:
     return head, [buffer.raw() for buffer in buffers]
 
 
-def unpack(head: bytes, buffers: Iterable[Any]) -> Message:
+def unpack(head: bytes | memoryview, buffers: Iterable[Any]) -> Message:
     """Return what `pack` was given."""
     message: Message = pickle.loads(head, buffers=buffers)
     return message
