@@ -364,6 +364,18 @@ def test_fit_takes_records_and_tables(capsys, recorded, tmp_path):
     assert call(capsys, "fit", table, "--time")[0] == 0
 
 
+def test_plot_takes_a_width_and_a_style(capsys, recorded):
+    status, out, err = call(
+        capsys, "plot", recorded, "--format", "pdf", "--figure", "speedup", "--width", "two", "--style", "dark"
+    )
+    assert (status, err) == (0, "")
+    assert out == f"{recorded.parent / 'counting-speedup-dark.pdf'}\n"
+    for wrong in (("--width", "wide"), ("--style", "sepia")):
+        status, out, err = call(capsys, "plot", recorded, *wrong)
+        assert (status, out) == (2, "")
+        assert one_line(err)
+
+
 def test_fit_takes_columns_by_name_and_puts_curves_side_by_side(capsys, tmp_path):
     table = tmp_path / "table.csv"
     rows = [

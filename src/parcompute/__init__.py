@@ -1,7 +1,6 @@
 """Scientific batch computing in Python: all cores, no copies, honest scaling curves."""
 
 import sys
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if sys.platform == "win32":
@@ -12,10 +11,12 @@ from parcompute.executor.joblib_name import register_joblib, register_joblib_onc
 
 if TYPE_CHECKING:
     from parcompute.analysis.losses import Losses, losses
+    from parcompute.analysis.results import Results, read
     from parcompute.backends.base import WorkerLost
     from parcompute.executor.advice import advise
     from parcompute.executor.executor import Executor
     from parcompute.experiments.experiment import experiment
+    from parcompute.figures import plot
     from parcompute.jobs.checkpoint_file import CheckpointError
     from parcompute.jobs.job import KernelError
     from parcompute.jobs.setup import worker_state
@@ -35,6 +36,7 @@ __all__ = [
     "Losses",
     "OutOfTime",
     "Plan",
+    "Results",
     "SharedArray",
     "SharedMemoryFull",
     "Timeline",
@@ -42,6 +44,8 @@ __all__ = [
     "advise",
     "experiment",
     "losses",
+    "plot",
+    "read",
     "register_joblib",
     "share",
     "worker_state",
@@ -57,6 +61,7 @@ _HOMES = {
     "Losses": "analysis.losses",
     "OutOfTime": "machine.batch.deadline",
     "Plan": "values.blocks",
+    "Results": "analysis.results",
     "SharedArray": "memory.shared",
     "SharedMemoryFull": "memory.segments",
     "Timeline": "values.timeline",
@@ -64,6 +69,8 @@ _HOMES = {
     "advise": "executor.advice",
     "experiment": "experiments.experiment",
     "losses": "analysis.losses",
+    "plot": "figures",
+    "read": "analysis.results",
     "share": "memory.shared",
     "worker_state": "jobs.setup",
 }
@@ -72,7 +79,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    # As `from HOME import NAME` does, so that what is asked for may be a module, too.
+    found = globals()[name] = getattr(__import__(f"{__name__}.{_HOMES[name]}", fromlist=[name]), name)
     return found
 
 

@@ -105,19 +105,28 @@ def show(files: tuple[str, ...], form: str | None) -> None:
             click.echo("\n".join([*tables.table(study), "", *tables.verdicts(study), ""]))
 
 
-@commands.command(epilog="Example: parcompute plot results/*/montecarlo.h5 --format pdf --figure speedup")
+@commands.command(epilog="Example: parcompute plot results/*/montecarlo.h5 --format pdf --figure speedup --width 85mm")
 @click.argument("files", nargs=-1, required=True, type=click.Path())
 @click.option(
     "--format", "formats", multiple=True, type=click.Choice(["png", "svg", "pdf"]), help="Again and again; png and svg."
 )
 @click.option("--figure", "kinds", multiple=True, help="Again and again; all that the runs allow if left out.")
+@click.option(
+    "--width", default="one", show_default=True, help="one or two columns of a page, or a length such as 85mm."
+)
+@click.option("--style", default="light", show_default=True, help="light, or dark for slides.")
 @_of_one_study
-def plot(files: tuple[str, ...], formats: tuple[str, ...], kinds: tuple[str, ...], **chosen: Any) -> None:
+def plot(
+    files: tuple[str, ...], formats: tuple[str, ...], kinds: tuple[str, ...], width: str, style: str, **chosen: Any
+) -> None:
     """Draw the figures of FILES beside them, from the files alone."""
     from parcompute.figures import pages
 
+    page = pages.Page(pages.inches(width), style)
     for file in files:
-        for path in pages.save(Path(file), formats=formats or ("png", "svg"), figures=kinds or None, **chosen):
+        for path in pages.save(
+            Path(file), formats=formats or ("png", "svg"), figures=kinds or None, page=page, **chosen
+        ):
             click.echo(path)
 
 

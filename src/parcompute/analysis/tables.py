@@ -28,7 +28,7 @@ def table(study: Study) -> list[str]:
     curves = study.curves
     if not curves:
         return [str(study), *_serial_only(study), *_left_out(study)]
-    lines = [str(study), *_verified(study), *_bases(curves), *aligned(points(study))]
+    lines = [str(study), *_verified(study), *bases(curves), *aligned(points(study))]
     if any(point.beyond for curve in curves for point in curve.points):
         of_each = " of each node" if _several(curves) else ""
         lines.append(f"* more workers than {study.n_cpus} CPU{'s' * (study.n_cpus > 1)}{of_each}: in no fit")
@@ -158,7 +158,7 @@ def _verified(study: Study) -> list[str]:
     return [f"{told}; {run.value:.10g} is {run.error:.2g} off the truth, {run.tolerance:.2g} allowed"]
 
 
-def _bases(curves: Sequence[Curve]) -> list[str]:
+def bases(curves: Sequence[Curve]) -> list[str]:
     """Say what speed-ups are relative to: once, where all ways of running have the same base."""
     if len({str(curve.base) for curve in curves}) == 1:
         return [f"base: {curves[0].base}"]

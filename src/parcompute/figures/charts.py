@@ -12,7 +12,7 @@ import numpy as np
 
 from parcompute.analysis.scaling import Curve
 from parcompute.analysis.simulate import Prediction
-from parcompute.figures.curves import beside, edge_of, explain_edges, look_of, looks
+from parcompute.figures.curves import ABOVE, beside, edge_of, explain_edges, look_of, looks
 from parcompute.values.intervals import Interval, Summary
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def prediction(ax: Axes, found: Prediction, usable_cpus: int) -> None:
     if counts[0] < usable_cpus < counts[-1]:
         ax.axvline(usable_cpus, color=_DARK, lw=0.7, ls=(0, (1, 1.5)), zorder=0.5)
         cpus = f"{usable_cpus} usable CPUs{' of a node' * found.on_nodes}"
-        beside(ax, cpus, (usable_cpus, 1), ax.get_xaxis_transform(), (0, 2), ha="left", va="bottom")
+        beside(ax, cpus, (usable_cpus, 1), ax.get_xaxis_transform(), (0, 2), ha="left", va="bottom", label=ABOVE)
     ax.set_xlabel("workers")
     ax.set_ylabel("speedup, 1 = base")
 

@@ -41,8 +41,11 @@ _DASHED = (0, (4, 2))
 # From here on powers of two are farther apart than a linear axis of one column can show.
 _LOG_FROM = 8
 
-# Width of a digit of a tick label, as a fraction of an axis of one column.
-_DIGIT = 0.025
+# Width of a digit, as a fraction of the size of its letters.
+_DIGIT = 0.63
+
+# What the text above the axes, which names the line under it, is known by; no legend shows it.
+ABOVE = "_above"
 
 # Below this p the law is wrong, as the verdict says too.
 REFUTED = 0.01
@@ -303,7 +306,7 @@ def _model(ax: Axes, groups: _Groups, i: int, curve: Curve, look: Look, scale: S
 def _frame(ax: Axes, groups: _Groups, curves: Sequence[Curve], usable_cpus: int | None) -> None:
     ax.set_xlim(*groups.limits)
     ax.set_xlabel("workers")
-    ax.set_xticks(groups.counts, _thinned(groups))
+    ax.set_xticks(groups.counts, _thinned(ax, groups))
     ax.minorticks_off()
     n_cpus, limits = usable_cpus or groups.n_cpus, groups.limits
     several = any(point.n_nodes > 1 for curve in curves for point in curve.points)
@@ -316,7 +319,8 @@ def _frame(ax: Axes, groups: _Groups, curves: Sequence[Curve], usable_cpus: int 
     if inside:
         at = _fraction(groups, inside[0])
         side = "left" if at < 0.3 else "right" if at > 0.7 else "center"
-        beside(ax, ", ".join(names.values()), (inside[0], 1), ax.get_xaxis_transform(), (0, 2), ha=side, va="bottom")
+        at_top: dict[str, Any] = {"ha": side, "va": "bottom", "label": ABOVE}
+        beside(ax, ", ".join(names.values()), (inside[0], 1), ax.get_xaxis_transform(), (0, 2), **at_top)
 
 
 def _fraction(groups: _Groups, N: float) -> float:
@@ -325,11 +329,15 @@ def _fraction(groups: _Groups, N: float) -> float:
     return float((at - low) / (high - low))
 
 
-def _thinned(groups: _Groups) -> list[str]:
+def _thinned(ax: Axes, groups: _Groups) -> list[str]:
     """Label every tick that has room; the last always has."""
+    from matplotlib import rcParams
+
+    # As a fraction of the axis; both in inches.
+    digit = _DIGIT * rcParams["font.size"] / 72 / (ax.get_window_extent().width / ax.figure.dpi)
     labels, free = [], 1.1
     for N in reversed(groups.counts):
-        half = (len(str(N)) + 1) * _DIGIT / 2
+        half = (len(str(N)) + 1) * digit / 2
         fits = _fraction(groups, N) + half <= free
         labels.append(str(N) if fits else "")
         free = _fraction(groups, N) - half if fits else free

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parcompute.analysis.simulate import Prediction
 from parcompute.analysis.studies import Study, choose, studies
-from parcompute.figures import panels
+from parcompute.figures import ink, panels
 from parcompute.figures.panels import Panel
 from parcompute.machine import atomic
 from parcompute.record import record
@@ -26,8 +28,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-# Inches. A column of a two-column page is 3.3 to 3.5 wide.
-WIDTH = 3.5
+# Inches: a column of a two-column page, and both of them with the space between.
+WIDTHS = {"one": 3.5, "two": 7.2}
+WIDTH = WIDTHS["one"]
+_NARROWEST, _WIDEST = 2.5, 20.0
+_INCHES = {"mm": 1 / 25.4, "cm": 1 / 2.54, "in": 1.0, "pt": 1 / 72}
 _EDGE, _GAP = 0.05, 0.05
 
 STYLE: dict[str, Any] = {
@@ -56,12 +61,71 @@ STYLE: dict[str, Any] = {
     "figure.dpi": 300,
 }
 
+# For dark slides. Charts find out that they are on a dark background: see `parcompute.figures.ink`.
+STYLES: dict[str, dict[str, Any]] = {
+    "light": {},
+    "dark": {
+        "figure.facecolor": "#111111",
+        "axes.facecolor": "#111111",
+        "text.color": "#e6e6e6",
+        "axes.labelcolor": "#e6e6e6",
+        "axes.edgecolor": "#e6e6e6",
+        "xtick.color": "#e6e6e6",
+        "ytick.color": "#e6e6e6",
+    },
+}
+
 # matplotlib writes its version, and into SVG and PDF the time, unless it is told not to.
 _METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What figures are made for.
+
+    Attributes
+    ----------
+    width : float
+        Inches; letters have the same size on every width.
+    style : {"light", "dark"}
+        For paper, or for slides with a dark background.
+    """
+
+    width: float = WIDTH
+    style: str = "light"
+
+    def __post_init__(self) -> None:
+        if not _NARROWEST <= self.width <= _WIDEST:
+            raise ValueError(
+                f"width={self.width:.3g} inches; pass {_NARROWEST} to {_WIDEST}, as 85mm, or one or two columns"
+            )
+        if self.style not in STYLES:
+            raise ValueError(f"style={self.style!r} is unknown; pass one of {', '.join(STYLES)}")
+
+
+PAPER = Page()
+
+
+def inches(text: str) -> float:
+    """Return a width in inches: of ``one`` or ``two`` columns of a page, or a length.
+
+    Examples
+    --------
+    >>> inches("one"), inches("254mm"), inches("3.3in")
+    (3.5, 10.0, 3.3)
+    """
+    if text in WIDTHS:
+        return WIDTHS[text]
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([a-z]+)", text.strip())
+    if not found or found[2] not in _INCHES:
+        raise ValueError(
+            f"width {text!r} is no width; pass {', '.join(WIDTHS)}, or a length in {', '.join(_INCHES)}: 85mm"
+        )
+    return float(found[1]) * _INCHES[found[2]]
 
 
 def save(
@@ -73,6 +137,7 @@ def save(
     kind: str | None = None,
     formats: Sequence[str] = ("png", "svg"),
     figures: Sequence[str] | None = None,
+    page: Page = PAPER,
 ) -> list[Path]:
     """Draw the runs of a file beside it: ``NAME-speedup.png``, ``NAME-efficiency.png``, ``NAME-ledger.png``, ….
 
@@ -90,6 +155,8 @@ def save(
         In which to save each figure.
     figures : sequence of str, optional
         Names of `parcompute.figures.panels.PANELS`; all that the runs allow if left out.
+    page : Page
+        Width and style. Dark figures have names of their own: ``NAME-speedup-dark.png``.
 
     Returns
     -------
@@ -114,54 +181,65 @@ def save(
         if (study.conditions, study.seed) == (chosen.conditions, chosen.seed) and panels.available(study)
     ]
     drawn = [s for s in like if s.n_items == chosen.n_items and kind in (None, s.kind)]
-    written = [target for study in drawn for target in save_study(study, path, formats=formats, figures=figures)]
+    how: dict[str, Any] = {"formats": formats, "figures": figures, "page": page}
+    written = [target for study in drawn for target in save_study(study, path, **how)]
     if n_items is None:
-        written += save_sizes(like, path, formats=formats, figures=figures)
+        written += save_sizes(like, path, **how)
     if not written:
         raise ValueError(f"{path}: the runs allow none of the figures {', '.join(figures or ())}")
     return written
 
 
 def save_study(
-    chosen: Study, path: Path, *, formats: Sequence[str] = ("png", "svg"), figures: Sequence[str] | None = None
+    chosen: Study,
+    path: Path,
+    *,
+    formats: Sequence[str] = ("png", "svg"),
+    figures: Sequence[str] | None = None,
+    page: Page = PAPER,
 ) -> list[Path]:
     """Draw runs that have been chosen already, beside the file `path`; else as `save`."""
     if unknown := [name for name in figures or () if name not in (*panels.PANELS, "sizes")]:
         raise ValueError(f"figure {unknown[0]!r} is unknown; pass some of {', '.join((*panels.PANELS, 'sizes'))}")
     prefix = "weak-" if chosen.kind == "weak" else ""
     names = [name for name in panels.available(chosen) if figures is None or name in figures]
-    return [
-        target for name in names for target in _save(panels.PANELS[name].make(chosen), path, f"{prefix}{name}", formats)
-    ]
+    made = {name: panels.PANELS[name].make(chosen) for name in names}
+    return [target for name in names for target in _save(made[name], path, f"{prefix}{name}", formats, page)]
 
 
 def save_prediction(
     chosen: Study, found: Prediction, path: Path, *, formats: Sequence[str] = ("png", "svg")
 ) -> list[Path]:
     """Draw what `parcompute.analysis.simulate` predicts, beside the file `path`."""
-    return _save(panels.of_prediction(chosen, found), path, "prediction", formats)
+    return _save(panels.of_prediction(chosen, found), path, "prediction", formats, PAPER)
 
 
 def save_sizes(
-    like: Sequence[Study], path: Path, *, formats: Sequence[str] = ("png", "svg"), figures: Sequence[str] | None = None
+    like: Sequence[Study],
+    path: Path,
+    *,
+    formats: Sequence[str] = ("png", "svg"),
+    figures: Sequence[str] | None = None,
+    page: Page = PAPER,
 ) -> list[Path]:
     """Draw time against size over studies that differ in nothing else, if there are at least three sizes."""
     like = [study for study in like if study.kind == "strong"]
     if len({study.n_items for study in like}) < 3 or (figures is not None and "sizes" not in figures):
         return []
-    return _save(panels.of_sizes(like), path, "sizes", formats)
+    return _save(panels.of_sizes(like), path, "sizes", formats, page)
 
 
-def _save(panel: Panel, path: Path, name: str, formats: Sequence[str]) -> list[Path]:
+def _save(panel: Panel, path: Path, name: str, formats: Sequence[str], page: Page) -> list[Path]:
     written = []
-    for format, content in render(panel, formats).items():
-        target = path.with_name(f"{path.stem}-{name}.{format}")
+    style = f"-{page.style}" if page.style != PAPER.style else ""
+    for format, content in render(panel, formats, page).items():
+        target = path.with_name(f"{path.stem}-{name}{style}.{format}")
         atomic.replace(target, content)
         written.append(target)
     return written
 
 
-def render(panel: Panel, formats: Sequence[str]) -> dict[str, bytes]:
+def render(panel: Panel, formats: Sequence[str], page: Page = PAPER) -> dict[str, bytes]:
     """Return the files of a figure by format.
 
     Raises
@@ -171,8 +249,8 @@ def render(panel: Panel, formats: Sequence[str]) -> dict[str, bytes]:
     """
     if unknown := [name for name in formats if name not in _METADATA]:
         raise ValueError(f"format {unknown[0]!r} is unknown; pass some of {', '.join(_METADATA)}")
-    with own_style():
-        figure = compose(panel)
+    with own_style(page.style):
+        figure = compose(panel, page.width)
         contents = {}
         for format in formats:
             stream = io.BytesIO()
@@ -182,30 +260,32 @@ def render(panel: Panel, formats: Sequence[str]) -> dict[str, bytes]:
 
 
 @contextmanager
-def own_style() -> Iterator[None]:
+def own_style(name: str = "light") -> Iterator[None]:
     """Set matplotlib's defaults and `STYLE`, whatever the reader has set, and put his settings back at the end."""
     from matplotlib import style
 
-    with style.context(["default", STYLE]):
+    with style.context(["default", STYLE, STYLES[name]]):
         yield
 
 
 # ── one figure ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def compose(panel: Panel) -> Figure:
+def compose(panel: Panel, width: float = WIDTH) -> Figure:
     """Return a figure with its title, legend and caption, as high as these need; call it within `own_style`."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, WIDTH))
+    figure = Figure(figsize=(width, width))
     ax = figure.add_axes((0.2, 0.4, 0.7, 0.5))
-    panel.draw(ax)
+    ink.draw(ax, panel.draw)
     title = figure.text(0, 0, panel.title, va="top", fontsize=8, fontweight="bold")
     base = figure.text(0, 0, panel.base, va="top")
-    below = figure.text(0, 0, panel.caption, va="top", color="0.2")
+    below = figure.text(0, 0, panel.caption, va="top", color="0.8" if ink.is_dark(ax) else "0.2")
     for text in (base, below):
-        _wrap(text, WIDTH - 2 * _EDGE)
-    _arrange(figure, ax, panel.height, title, base, below)
+        _wrap(text, width - 2 * _EDGE)
+    # Twice as wide and no higher, a curve would be flat.
+    height = panel.height * max(1.0, width / WIDTH) ** 0.5
+    _arrange(figure, ax, width, height, title, base, below)
     return figure
 
 
@@ -235,7 +315,7 @@ def _renderer(figure: Any) -> Any:
     return canvas.get_renderer()
 
 
-def _arrange(figure: Figure, ax: Any, height: float, title: Text, base: Text, below: Text) -> None:
+def _arrange(figure: Figure, ax: Any, width: float, height: float, title: Text, base: Text, below: Text) -> None:
     """Put title, base, axes, legend and caption under each other, and give the figure the height they need."""
     handles, labels = ax.get_legend_handles_labels()
     for columns in range(3, 0, -1):
@@ -243,7 +323,7 @@ def _arrange(figure: Figure, ax: Any, height: float, title: Text, base: Text, be
             handles, labels, loc="upper left", ncols=columns, frameon=False, borderaxespad=0, borderpad=0,
             labelspacing=0.25, columnspacing=1.2, handletextpad=0.5, handlelength=1.6,
         )  # fmt: skip
-        if columns == 1 or _size(legend)[0] <= WIDTH - 2 * _EDGE:
+        if columns == 1 or _size(legend)[0] <= width - 2 * _EDGE:
             break
         legend.remove()
 
@@ -256,9 +336,9 @@ def _arrange(figure: Figure, ax: Any, height: float, title: Text, base: Text, be
     heights = [_EDGE, _size(title)[1], _GAP, _size(base)[1], _GAP + over, height, under + _GAP, _size(legend)[1]]
     heights += [1.5 * _GAP, _size(below)[1], _EDGE]
     total = sum(heights)
-    figure.set_size_inches(WIDTH, total)
+    figure.set_size_inches(width, total)
     down = [1 - sum(heights[: i + 1]) / total for i in range(len(heights))]
     for text, at in ((title, down[0]), (base, down[2]), (below, down[8])):
-        text.set_position((_EDGE / WIDTH, at))
-    ax.set_position((left / WIDTH, down[5], (WIDTH - left - right) / WIDTH, height / total))
-    legend.set_bbox_to_anchor((_EDGE / WIDTH, down[6]), transform=figure.transFigure)
+        text.set_position((_EDGE / width, at))
+    ax.set_position((left / width, down[5], (width - left - right) / width, height / total))
+    legend.set_bbox_to_anchor((_EDGE / width, down[6]), transform=figure.transFigure)
