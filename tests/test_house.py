@@ -52,7 +52,6 @@ ONLY_IN = {
     # Who passes an array or a table of these has imported them.
     "zarr": set(),
     "xarray": set(),
-    "pandas": set(),
     "polars": {"memory.tables"},
     "pyarrow": {"memory.tables"},
 }

@@ -33,12 +33,10 @@ _HANDLER = "parcompute"
 _CONNECT_S = 10.0
 
 # Either side of a connection says something each second. If nothing has come at so many looks, a second apart, the
-# other one is cut off: its cable is pulled, its machine is dead. Looks are counted and not seconds, since a program
-# that was stopped itself has not looked.
+# other one is cut off. Looks are counted and not seconds, since a program that was stopped itself has not looked.
 _LOOK_S, _SILENT_LOOKS = 1.0, 10
 
-# What keeps a connection alive, and tells the clocks, need not wait for a long message: that is sent in pieces. They
-# are shorter than what Dask hands to a thread of its own.
+# What keeps a connection alive, and tells the clocks, need not wait for a long message: that is sent in pieces.
 _URGENT = {"ping", "pong"}
 _PIECE_BYTES = 2**23
 

@@ -122,7 +122,22 @@ class Keeper(Protocol):
         stop: Callable[[], None] | None = None,
         current: Sequence[int] = (),
     ) -> None:
-        """Mark what is kept already as done, and keep from now on what is marked."""
+        """Mark what is kept already as done, and keep from now on what is marked.
+
+        Parameters
+        ----------
+        done : ndarray of uint8, shape (n_blocks,)
+            The marks. Blocks that need not be computed are marked before this returns.
+        late : bool
+            Whether other processes set them, so that what they mark may be seen a little later than the mark.
+        every_s : float, optional
+            Seconds from look to look; None leaves it to the keeper.
+        stop : callable, optional
+            Asks the workers to begin no more blocks, when the time is over; then the run ends as soon as they have
+            heard it. None lets `look` raise.
+        current : sequence of int
+            The block that each worker computes now, below 0 for none: it tells how long blocks take.
+        """
 
     def look(self) -> float:
         """Write what is due; return the seconds until the next look.
@@ -229,33 +244,10 @@ class Job:
         """Whether no more blocks are to begin, since the time of the batch job is over."""
         return self.keeper is not None and bool(self.keeper.ended)
 
-    def follow(
-        self,
-        done: npt.NDArray[np.uint8],
-        *,
-        late: bool = False,
-        every_s: float | None = None,
-        stop: Callable[[], None] | None = None,
-        current: Sequence[int] = (),
-    ) -> None:
-        """Let the keeper follow the marks of the blocks, if there is one.
-
-        Parameters
-        ----------
-        done : ndarray of uint8, shape (n_blocks,)
-            The marks. Blocks that need not be computed are marked before this returns.
-        late : bool
-            Whether other processes set them, so that what they mark may be seen a little later than the mark.
-        every_s : float, optional
-            Seconds from look to look; None leaves it to the keeper.
-        stop : callable, optional
-            Asks the workers to begin no more blocks, when the time is over; then the run ends as soon as they have
-            heard it. None lets `look` raise.
-        current : sequence of int
-            The block that each worker computes now, below 0 for none: it tells how long blocks take.
-        """
+    def follow(self, done: npt.NDArray[np.uint8], **how: Any) -> None:
+        """Let the keeper follow the marks of the blocks, if there is one; see `Keeper.follow`."""
         if self.keeper is not None:
-            self.keeper.follow(done, late=late, every_s=every_s, stop=stop, current=current)
+            self.keeper.follow(done, **how)
 
     def look(self, timeout_s: float = signals.LOOK_S) -> float:
         """Let the keeper write what is due; return for how long one may wait, `timeout_s` at most."""

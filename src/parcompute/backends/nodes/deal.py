@@ -11,22 +11,21 @@ import pickle
 import queue
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from parcompute.backends.base import Trouble, WorkerLost, conclude
-from parcompute.backends.nodes import spans, wire
+from parcompute.backends.nodes import wire
+from parcompute.backends.nodes.letter import Letter
 from parcompute.backends.nodes.peers import Peer
 from parcompute.backends.nodes.story import Story
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
-from parcompute.jobs.outputs import ResultError, Rows
+from parcompute.jobs.outputs import ResultError
 from parcompute.jobs.schedule import DONE, FAILED, WAITING
 from parcompute.machine import signals
-from parcompute.memory import sources
-from parcompute.memory.tables import Table
 from parcompute.values.blocks import Plan
 from parcompute.values.timeline import Timeline
 
@@ -77,17 +76,7 @@ class Deal:
         self.inbox: queue.SimpleQueue[tuple[Peer, wire.Message | None]] = queue.SimpleQueue()
         self._peers, self._number, self._job, self._retries, self._engine = peers, number, job, retries, engine
         self._done = np.zeros(job.plan.n_blocks, np.uint8)
-        self._told = None if job.world is None else job.world.told(None)
-        light = replace(job.plan, edges=np.array([0, job.plan.n_blocks], np.int64))
-        outputs: Any = job.outputs
-        if isinstance(outputs, Rows):  # where they are written to in the end is nothing to the nodes
-            fixed = outputs
-            outputs = Rows(light, fixed.fields, fixed.single, fixed.dtype, fixed.item_shape)
-            outputs.casts = fixed.casts
-        with_it = tuple(one if isinstance(one, Table) else None for one in job.inputs)
-        travelling = replace(job, inputs=with_it, plan=light, outputs=outputs, keeper=None)
-        self._pickled, self.needed = arrays.dumps(travelling, f"kernel {job.name}")
-        self._inputs = tuple(self._referred(array, arrays) for array in job.inputs)
+        self._letter = Letter(job, arrays)
         self._unseen: dict[Peer, set[int]] = {}
         self._todo: list[tuple[int, int, int]] = []  # first, stop, attempt
         self._owed: dict[Peer, list[_Sent]] = {}
@@ -101,21 +90,10 @@ class Deal:
         self._stopping = self._headless = False
         self._nobody_since_s: float | None = None
 
-    def _referred(self, array: Any, arrays: wire.Arrays) -> Any:
-        if isinstance(array, Table):
-            return ...  # its columns are arrays in the job
-        if sources.is_zarr(array):
-            return None  # its rows go with each span
-        if (where := wire.in_file(array)) is not None:
-            return where
-        if sources.is_dataset(array):
-            array = array[()]
-        array = np.asarray(array)
-        if array.nbytes <= wire.KEPT_ABOVE:
-            return np.array(array, order="K") if array.flags.f_contiguous else np.ascontiguousarray(array)
-        kept = arrays.keep(array)
-        self.needed[kept.digest] = array
-        return kept
+    @property
+    def needed(self) -> dict[bytes, npt.NDArray[Any]]:
+        """The arrays that nodes must have, by digest."""
+        return self._letter.needed
 
     @property
     def n_done(self) -> int:
@@ -193,10 +171,10 @@ class Deal:
             return
         self._story.enlist(peer)
         self._owed[peer] = []
-        self._unseen[peer] = {i for i, one in enumerate(self._inputs) if one is None}
+        self._unseen[peer] = {i for i, one in enumerate(self._letter.inputs) if one is None}
         peer.ping()
-        peer.supply(self.needed)
-        peer.send("job", self._number, wire.where(), self._told, self._pickled, self._inputs)
+        peer.supply(self._letter.needed)
+        peer.send("job", self._number, wire.where(), self._letter.told, self._letter.pickled, self._letter.inputs)
 
     def _serve(self) -> None:
         """Deal spans: one to each node that has none, then a second one."""
@@ -211,7 +189,7 @@ class Deal:
         outputs = self._job.outputs
         shape = (outputs.shape,) if outputs.arrays is not None else None
         sent.with_shape = shape is not None
-        windows = {i: self._window(i, sent.first, sent.stop) for i in self._unseen[peer]}
+        windows = {i: self._letter.rows_of(i, sent.first, sent.stop) for i in self._unseen[peer]}
         sent.sent_ns = time.perf_counter_ns()
         peer.send("span", self._number, sent.first, sent.stop, shape, windows)
 
@@ -240,10 +218,6 @@ class Deal:
         if first + size == stop:
             del self._todo[0]
         return _Sent(first, first + size, attempt, False, 0)
-
-    def _window(self, i: int, first: int, stop: int) -> tuple[int, npt.NDArray[Any]]:
-        reach = spans.reach_of(self._job.plan, first, stop)
-        return reach.start, np.require(self._job.inputs[i][reach], requirements=["C", "A"])
 
     def _take_back(self, first: int, stop: int, attempt: int) -> None:
         """Deal the blocks of a span again that are not done."""

@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy.typing as npt
@@ -32,8 +32,8 @@ from parcompute.backends.base import (
 from parcompute.backends.broken import Broken
 from parcompute.backends.nodes import facts, wire
 from parcompute.backends.nodes.deal import NOBODY_S, Deal
-from parcompute.backends.nodes.peers import Engine, Peer, Underway
-from parcompute.jobs.job import Failure, Job, is_ctrl_c
+from parcompute.backends.nodes.peers import Engine, Peer, Said, Underway
+from parcompute.jobs.job import Job, is_ctrl_c
 from parcompute.jobs.setup import Setup
 from parcompute.machine import signals
 from parcompute.values.blocks import Plan
@@ -49,14 +49,6 @@ _AHEAD = 1
 _JOB = {"span", "lack", "unseen", "lost", "failed"}
 
 
-@dataclass(eq=False)
-class _Said:
-    """What the nodes of the start have said."""
-
-    refused: list[str] = field(default_factory=list)
-    broken: Failure | None = None
-
-
 class Nodes(CountsDone, StoresHere):
     """The nodes that an engine connects, as workers of one executor."""
 
@@ -64,7 +56,7 @@ class Nodes(CountsDone, StoresHere):
         self.start_method = options.start_method
         self._options, self._engine = options, engine
         self._peers: dict[int, Peer] = {}
-        self._said = _Said()
+        self._said = Said()
         self._turn = threading.Lock()
         self._news = signals.Condition()
         self._deal: Deal | None = None

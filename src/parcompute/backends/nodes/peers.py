@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from parcompute.backends.base import Call
 from parcompute.backends.nodes import wire
+from parcompute.jobs.job import Failure
 from parcompute.values.nodes import Node
 
 # Two clocks that are set by the same time server run apart by less than this, in seconds per second.
@@ -131,3 +132,11 @@ class Peer:
         assert self.node is not None
         offset_ns, bound_ns = self.clock.offset(time.perf_counter_ns())
         return replace(self.node, offset_ns=offset_ns, bound_ns=bound_ns)
+
+
+@dataclass(eq=False)
+class Said:
+    """What nodes have said against being used."""
+
+    refused: list[str] = field(default_factory=list)
+    broken: Failure | None = None
