@@ -147,11 +147,9 @@ _VALUES: dict[str, Any] = {"multiple": True, "is_flag": False, "flag_value": "",
 @click.option("--round", default="", metavar="COLUMN", help="The one with the number of the repetition.")
 @click.option("--curve", "curves", multiple=True, metavar="COLUMN", help="Again and again: what tells curves apart.")
 @click.option("--ignore", "ignored", multiple=True, metavar="COLUMN", help="Again and again: what does not matter.")
-@click.option("--unit", default="", type=click.Choice(["", "ns", "us", "ms", "s", "min", "h"]), help="Of the times.")
-@click.option("--decimal", default="", type=click.Choice(["", ".", ","]), help="What stands before decimals.")
-@click.option(
-    "--scaling", default="", type=click.Choice(["", "strong", "weak"]), help="weak: the work grew with the workers."
-)
+@click.option("--unit", type=click.Choice(["ns", "us", "ms", "s", "min", "h"]), help="Of the times.")
+@click.option("--decimal", type=click.Choice([".", ","]), help="What stands before decimals.")
+@click.option("--scaling", type=click.Choice(["strong", "weak"]), help="weak: the work grew with the workers.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @_of_one_study
 def fit(
@@ -175,7 +173,9 @@ def fit(
     if times and rates:
         raise click.UsageError("--time and --rate exclude each other; pass one of them")
     named = Named(
-        values=tuple(filter(None, times + rates)), kind="time" if times else "rate" if rates else "", **columns
+        values=tuple(filter(None, times + rates)),
+        kind="time" if times else "rate" if rates else "",
+        **{name: value for name, value in columns.items() if value},
     )
     curves = points.of_file(Path(file), named, conditions=conditions, seed=seed, n_items=n_items)
     found = {
