@@ -10,7 +10,9 @@ SHELL := /bin/bash
 .NOTPARALLEL:            # two experiments at once would measure each other
 
 # Each of these, if given, becomes an option of `parcompute run`: START_METHODS=fork is --start-methods fork.
-OPTIONS := PRESET WORKERS BACKENDS VARIANTS SCHEDULES START_METHODS BLAS_THREADS SCALING THREADS_PER_WORKER ROUNDS PRECISION BUDGET SEED RESULTS
+OPTIONS := PRESET WORKERS NODES CLUSTER BACKENDS VARIANTS SCHEDULES START_METHODS BLAS_THREADS SCALING THREADS_PER_WORKER ROUNDS PRECISION BUDGET SEED RESULTS
+# And these of `parcompute submit`, for submit-NAME.
+SUBMIT := NODES TIME PARTITION ACCOUNT CPUS_PER_TASK ENGINE ARRAY
 lower = $(subst _,-,$(shell echo '$(1)' | tr A-Z a-z))
 options = $(foreach o,$(OPTIONS),$(if $($(o)),--$(call lower,$(o)) '$($(o))')) $(ARGS)
 
@@ -66,11 +68,17 @@ experiments: $(EXPERIMENTS)   ## run all experiments, PRESET=quick unless given
 figures: $(RUN_READY)    ## draw all figures again from results/**/*.h5 alone
 	@find results -name '*.h5' -exec $(PARCOMPUTE) plot --conditions newest {} +
 
+submit-%: experiments/%.py $(RUN_READY)   ## submit experiments/%.py to Slurm: NODES=1,2,4 TIME=30:00 …; ARGS pass through
+	@$(PARCOMPUTE) submit $< $(foreach o,$(SUBMIT),$(if $($(o)),--$(call lower,$(o)) '$($(o))')) $(options)
+
 # --- the project -------------------------------------------------------------------------------------------
 
-.PHONY: test stress coverage check bench clean help
+.PHONY: test test-slurm stress coverage check bench clean help
 test: $(DEV_READY)       ## run the tests; ARGS='-k shared -x' passes through
 	@$(DEV) -m pytest -n 2 $(ARGS)
+
+test-slurm: $(DEV_READY) ## run all tests on a Slurm of their own (root; slurm-wlm, munge, iproute2), for 20 minutes
+	@$(DEV) -m pytest -n 0 -m slurm tests/cluster $(ARGS)
 
 stress: $(DEV_READY)     ## kill 10,000 times at random, flood and repeat, for about an hour; ARGS='NODE' runs one piece
 	@$(DEV) -m pytest -m stress $(ARGS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import threading
 
 import family
@@ -29,6 +31,29 @@ def spins(rows):
 def root_sum_at(rows, gate, block):
     gate.stop(block.index)
     return tasks.root_sum(rows)
+
+
+def ramps(block):
+    return np.arange(block.start, block.stop, dtype=float)[:, None] + np.zeros(128)
+
+
+@contextlib.contextmanager
+def opened(kind, shape):
+    """Yield an output of a kind, in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as files:
+        if kind == "shared array":
+            yield pc.SharedArray.empty(shape)
+        elif kind == "memmap":
+            yield np.lib.format.open_memmap(f"{folder}/out.npy", "w+", "f8", shape)
+        elif kind == "dataset":
+            import h5py
+
+            yield files.enter_context(h5py.File(f"{folder}/out.h5", "w")).create_dataset("out", shape, "f8")
+        else:
+            import zarr
+
+            chunks = (1024, *shape[1:])
+            yield zarr.create_array(f"{folder}/out", shape=shape, dtype="f8", chunks=chunks, compressors=None)
 
 
 class Parcompute(Contender):
@@ -208,6 +233,23 @@ class Parcompute(Contender):
             lambda: self.executor.reduce_blocks(nothing, n_items=n_blocks, block_items=1),
             tasks.equal_to(0.0),
             per=n_blocks,
+        )
+
+    def outputs(self, kind, n_rows):
+        """A map of rows of 1 KiB into each kind of place."""
+        with opened(kind, (n_rows, 128)) as out:
+            yield from samples(
+                lambda: float(self.executor.map_blocks(ramps, n_items=n_rows, out=out, block_items=1024)[-1, 0]),
+                tasks.equal_to(n_rows - 1.0),
+            )
+
+    def frames(self, n_rows):
+        """A reduction over a frame of 1 KiB a row."""
+        import pandas as pd
+
+        frame = pd.DataFrame(np.ones((n_rows, 128)))
+        yield from samples(
+            lambda: self.executor.reduce_blocks(lambda part: float(part[3].sum()), frame), tasks.equal_to(float(n_rows))
         )
 
     def block_memory(self, n_blocks):

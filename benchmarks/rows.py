@@ -26,7 +26,11 @@ CONTENDERS = {
     "auto": "own:Auto",
     "ThreadPoolExecutor": "standard:ThreadPool",
     "fresh": "fresh:Fresh",
+    "one node": "nodes:One",
+    "two on Dask": "nodes:OnDask",
+    "two under MPI": "nodes:UnderMPI",
 }
+NODES = ("one node", "two on Dask", "two under MPI")
 
 MS, US, NS, MIB = 1e3, 1e6, 1e9, 2.0**-20
 
@@ -372,4 +376,55 @@ ROWS = (
     *(_short_blocks(*variant) for variant in (("a", 1), ("b", 4), ("c", 16), ("d", 64), ("e", 256), ("f", 1024))),
     _first_touch("a", "triad"),
     _first_touch("b", "fft2"),
+    Row(
+        "17a",
+        "two nodes of one worker: cost per no-op block, default schedule",
+        "µs",
+        US,
+        each("guided_blocks", *NODES),
+        (
+            AtMostTimes("two under MPI", 1.5, ("one node",)),
+            AtMostTimes("two on Dask", 5.0, ("one node",)),
+        ),
+        {"n": 100_000},
+        "n",
+    ),
+    Row("17b", "a whole job of two no-op blocks", "ms", MS, each("two_blocks", *NODES), ()),
+    Row(
+        "17c",
+        "sqrt-sum over 256 MiB in 4,096 blocks from a plain array, new and as before",
+        "ms",
+        MS,
+        tuple(
+            Entry(f"{name}, {'as before' if again else 'new'}", name, "plain_input", {"again": again})
+            for name in NODES
+            for again in (False, True)
+        ),
+        (),
+        {"n_blocks": 4_096},
+        "n_blocks",
+    ),
+    Row(
+        "18",
+        "a map of 128 MiB into each kind of output, from the second time on",
+        "ms",
+        MS,
+        tuple(
+            Entry(kind, "parcompute", "outputs", {"kind": kind})
+            for kind in ("shared array", "memmap", "dataset", "Zarr array")
+        ),
+        (AtMostTimes("memmap", 3.0, ("shared array",)), AtMostTimes("dataset", 8.0, ("shared array",))),
+        {"n_rows": 2**17},
+        "n_rows",
+    ),
+    Row(
+        "19",
+        "a sum over one column of a pandas frame of 128 MiB, which is shared anew for each job",
+        "ms",
+        MS,
+        (Entry("parcompute", "parcompute", "frames"),),
+        (AtMost("parcompute", 500, "ms", MS),),
+        {"n_rows": 2**17},
+        "n_rows",
+    ),
 )

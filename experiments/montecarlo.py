@@ -94,5 +94,13 @@ def montecarlo(executor, n_items, seed):
     return executor.reduce_blocks(payoff_sums, n_items=n_items, seed=seed)
 
 
+def price_within(executor, error, seed, most_paths=2**34):
+    """Return the arithmetic price to a standard error: the paths double until it is reached."""
+    sums = executor.reduce_blocks(
+        payoff_sums, n_items=most_paths, seed=seed, until=lambda sums, n: arithmetic_price(sums, n)[1] < error
+    )
+    return arithmetic_price(sums, executor.plan.n_items)
+
+
 if __name__ == "__main__":
     montecarlo.main()

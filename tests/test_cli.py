@@ -235,7 +235,8 @@ def test_run_finds_what_lies_beside_the_script(capsys, script, tmp_path):
 
 
 def test_run_of_a_script_that_runs_no_experiment_is_one_line(capsys, script):
-    status, out, err = call(capsys, "run", script("x = 1"))
+    text = "import parcompute as pc\nnix = pc.experiment(n_items={'default': 1}, truth=None)(lambda executor: 1)"
+    status, out, err = call(capsys, "run", script(text))
     assert (status, out) == (2, "")
     assert one_line(err)
     assert "has run no experiment; it should end with: NAME.main()" in err
@@ -339,6 +340,9 @@ def test_simulate_predicts_and_draws(capsys, recorded):
     assert (recorded.parent / "counting-prediction.svg").exists()
     status, out, _ = call(capsys, "simulate", recorded, "--workers", "2", "--json")
     assert json.loads(out)["points"][0]["n_workers"] == 2
+    status, _, err = call(capsys, "simulate", recorded, "--workers", "2", "--nodes", "1,4")
+    assert status == 2
+    assert "no run of processes on several nodes has a timeline" in err
 
 
 def test_fit_takes_records_and_tables(capsys, recorded, tmp_path):
@@ -360,9 +364,38 @@ def test_fit_takes_records_and_tables(capsys, recorded, tmp_path):
     assert call(capsys, "fit", table, "--time")[0] == 0
 
 
+def test_fit_takes_columns_by_name_and_puts_curves_side_by_side(capsys, tmp_path):
+    table = tmp_path / "table.csv"
+    rows = [
+        f"{system};{36 * n};{n};{scale * (0.05 + 0.95 / n):.3f};{n}".replace(".", ",")
+        for system, scale in (("old", 9000), ("new", 5000))
+        for n in (1, 2, 4, 8, 16, 32, 64)
+    ]
+    table.write_text("\n".join(["system;cores;nodes;t [ms];mem", *rows]))
+    status, out, err = call(capsys, "fit", table)
+    assert (status, out) == (2, "")
+    assert one_line(err)
+    assert "pass --workers cores or --workers nodes" in err
+    options = ("--workers", "nodes", "--time", "t [ms]", "--curve", "system", "--ignore", "mem", "--law", "amdahl")
+    status, out, err = call(capsys, "fit", table, *options)
+    assert (status, err) == (0, "")
+    assert f"{table}: workers from nodes, time from t [ms], curves by system\n" in out
+    heading, old, new = out.splitlines()[-3:]
+    assert heading.split() == ["curve", "points", "workers", "law", "parameters"]
+    assert old.split()[:5] == ["system=old", "7", "1–64", "amdahl", "T1"]
+    assert "s 0.05" in new
+    status, out, _ = call(capsys, "fit", table, *options, "--json")
+    fitted = json.loads(out)[f"{table}: system=new"]
+    assert fitted["fits"]["amdahl"]["parameters"]["T1"] == pytest.approx(5, rel=1e-3)
+    assert "curves by system" in fitted["read"]
+    status, _, err = call(capsys, "fit", table, "--time", "a", "--rate", "b")
+    assert status == 2
+    assert "exclude each other" in err
+
+
 def test_a_faulty_table_is_one_line_and_status_2(capsys, tmp_path):
     table = tmp_path / "table.csv"
-    for text in ("", "a,b\n1,2\n", "workers,time\n1,fast\n", "size,workers,time\n1,1,8\n2,1,80\n"):
+    for text in ("", "a,b\n1,2\n", "workers,time\n1,fast\n", "size,workers,time\n1,1,8\n2,1,80\n", "{}"):
         table.write_text(text)
         status, out, err = call(capsys, "fit", table)
         assert (status, out) == (2, "")

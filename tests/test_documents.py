@@ -1,4 +1,4 @@
-"""Every sample of the guide runs as a script, and each figure that a document shows is there."""
+"""Every sample of the guides runs as a script, and each figure that a document shows is there."""
 
 import re
 import subprocess
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from parcompute.values.parts import PARTS
+
 ROOT = Path(__file__).parent.parent
-GUIDE = (ROOT / "docs" / "processes-or-threads.md").read_text(encoding="utf-8")
-SAMPLES = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
+GUIDES = [(ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("processes-or-threads", "data")]
+SAMPLES = [sample for guide in GUIDES for sample in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)]
 
 
 @pytest.mark.parametrize("number", range(len(SAMPLES)))
@@ -33,3 +35,10 @@ def test_every_experiment_has_a_paragraph_with_a_figure():
         section = re.search(rf"^## {experiment.stem}\n(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
         assert section, experiment.stem
         assert f"results/reference/{experiment.stem}-" in section[1], experiment.stem
+
+
+def test_the_page_of_the_ledger_has_its_parts_in_their_words():
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.*?)(?:; without .*)? \|$", (ROOT / "docs" / "ledger.md").read_text("utf-8"), re.M
+    )
+    assert dict(rows) == PARTS

@@ -29,8 +29,9 @@ PLAN = [
     ["backends"                                                               ],
     ["executor"                                                               ],
     [                         "experiments"                                   ],
+    [                         "cluster"                                       ],
     [                         "cli"                                           ],
-    [                         "__init__", "__main__"                          ],
+    [                         "__init__", "__main__", "mpi"                   ],
 ]  # fmt: skip
 
 # The two wings never meet below the packages that see both.
@@ -47,6 +48,12 @@ ONLY_IN = {
     "distributed": {"backends.dask"},
     "dask_jobqueue": {"backends.dask"},
     "mpi4py": {"backends.mpi"},
+    # Who passes an array or a table of these has imported them.
+    "zarr": set(),
+    "xarray": set(),
+    "pandas": set(),
+    "polars": {"memory.tables"},
+    "pyarrow": {"memory.tables"},
 }
 
 # What `import parcompute` must not load: each costs milliseconds, and is loaded with the first that needs it.

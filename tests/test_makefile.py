@@ -60,7 +60,7 @@ def test_help_lists_every_target_and_every_experiment():
     assert (status, err) == (0, "")
     listed = set(re.findall(r"^make (\S+)", out, re.MULTILINE))
     phony = {name for line in re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE) for name in line.split()}
-    assert listed == {name for name in phony if not name.startswith("$")} | {"experiment-%"}
+    assert listed == {name for name in phony if not name.startswith("$")} | {"experiment-%", "submit-%"}
     assert out.splitlines()[-1] == f"experiments: {' '.join(EXPERIMENTS)}"
 
 
@@ -94,3 +94,13 @@ def test_an_unknown_experiment_is_one_line_with_those_that_there_are_and_status_
     assert (status, out) == (2, "")
     said = [line for line in err.splitlines() if not line.startswith("make: ***")]  # make's own word for a failure
     assert said == [f"there is no experiments/nix.py; there are: {' '.join(EXPERIMENTS)}"]
+
+
+def test_an_experiment_is_submitted_with_its_options_and_those_of_the_job(tmp_path):
+    asked = ("NODES=1,2", "TIME=30:00", "CPUS_PER_TASK=4", "ENGINE=dask", "PRESET=quick", f"RESULTS={tmp_path}")
+    status, out, err = make("submit-triad", *asked, "ARGS=--dry-run -- --mem=8G")
+    assert (status, err) == (0, "")
+    for line in ("--nodes=2", "--time=30:00", "--cpus-per-task=4", "--mem=8G"):
+        assert f"#SBATCH {line}\n" in out
+    assert "run experiments/triad.py --results" in out
+    assert "--preset quick" in out

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from parcompute.jobs.checkpoint_file import CheckpointError
     from parcompute.jobs.job import KernelError
     from parcompute.jobs.setup import worker_state
+    from parcompute.machine.batch.deadline import OutOfTime
     from parcompute.memory.segments import SharedMemoryFull
     from parcompute.memory.shared import SharedArray, share
     from parcompute.values.blocks import Block, Plan
@@ -32,6 +33,7 @@ __all__ = [
     "Executor",
     "KernelError",
     "Losses",
+    "OutOfTime",
     "Plan",
     "SharedArray",
     "SharedMemoryFull",
@@ -53,6 +55,7 @@ _HOMES = {
     "Executor": "executor.executor",
     "KernelError": "jobs.job",
     "Losses": "analysis.losses",
+    "OutOfTime": "machine.batch.deadline",
     "Plan": "values.blocks",
     "SharedArray": "memory.shared",
     "SharedMemoryFull": "memory.segments",

@@ -11,7 +11,9 @@ from typing import Any
 import click
 
 from parcompute._version import __version__
+from parcompute.cluster.command import submit
 from parcompute.experiments.command_line import Counts, Schedules
+from parcompute.experiments.experiment import Experiment
 
 # What is fitted unless it is said.
 FITTED = ("amdahl", "usl", "logarithmic", "saturation")
@@ -38,12 +40,23 @@ def main() -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(file: str, arguments: tuple[str, ...]) -> None:
-    """Run the experiment in FILE: the same as ``python FILE ARGUMENTS``."""
+    """Run FILE, an experiment or any program: the same as ``python FILE ARGUMENTS``.
+
+    In a batch job it heeds the time limit: what a checkpoint or a record has is kept, the exit status is 75, and a job
+    of Slurm is requeued and goes on where it was.
+    """
+    from parcompute.cluster.going_on import going_on
+
     sys.argv = [file, *arguments]
     sys.path.insert(0, str(Path(file).parent.resolve()))
-    runpy.run_path(file, run_name="__main__")
-    click.echo(f"parcompute: {file} has run no experiment; it should end with: NAME.main()", err=True)
-    sys.exit(2)
+    with going_on():
+        defined = runpy.run_path(file, run_name="__main__")
+        if any(isinstance(value, Experiment) for value in defined.values()):
+            click.echo(f"parcompute: {file} has run no experiment; it should end with: NAME.main()", err=True)
+            sys.exit(2)
+
+
+commands.add_command(submit)
 
 
 @commands.command(name="machine", epilog="Example: parcompute machine --json")
@@ -108,30 +121,71 @@ def plot(files: tuple[str, ...], formats: tuple[str, ...], kinds: tuple[str, ...
             click.echo(path)
 
 
-@commands.command(epilog="Example: parcompute fit measured.csv --law amdahl --law usl --loss throughput")
+# One column, or several that are numbered repetitions or a curve each; without a name, what the values are.
+_VALUES: dict[str, Any] = {"multiple": True, "is_flag": False, "flag_value": "", "metavar": "[COLUMN]"}
+
+
+@commands.command(
+    epilog="Example: parcompute fit measured.csv --workers cores --time time_ms --curve system --law usl\n\n"
+    "A COLUMN is a heading, or its number from 1. docs/tables.md says which tables are read."
+)
 @click.argument("file", type=click.Path())
 @click.option("--law", "laws", multiple=True, help="Again and again; amdahl, usl, logarithmic and saturation.")
 @click.option("--loss", default="relative", show_default=True, help="relative, log, throughput or linearised.")
+@click.option("--workers", default="", metavar="COLUMN", help="Of a table: the column with the numbers of workers.")
+@click.option("--time", "times", **_VALUES, help="With times; of all its values, if no column is named.")
+@click.option("--rate", "rates", **_VALUES, help="The same of rates.")
+@click.option("--round", default="", metavar="COLUMN", help="The one with the number of the repetition.")
+@click.option("--curve", "curves", multiple=True, metavar="COLUMN", help="Again and again: what tells curves apart.")
+@click.option("--ignore", "ignored", multiple=True, metavar="COLUMN", help="Again and again: what does not matter.")
+@click.option("--unit", default="", type=click.Choice(["", "ns", "us", "ms", "s", "min", "h"]), help="Of the times.")
+@click.option("--decimal", default="", type=click.Choice(["", ".", ","]), help="What stands before decimals.")
 @click.option(
-    "--rate/--time", "of_rate", default=None, help="What the second column of a table is, if it has no heading."
+    "--scaling", default="", type=click.Choice(["", "strong", "weak"]), help="weak: the work grew with the workers."
 )
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @_of_one_study
-def fit(file: str, laws: tuple[str, ...], loss: str, of_rate: bool | None, as_json: bool, **chosen: Any) -> None:
-    """Fit laws of scaling to FILE: a record, or any table of workers, time (or throughput), and optionally rounds."""
-    from parcompute.analysis import measurements
+def fit(
+    file: str,
+    laws: tuple[str, ...],
+    loss: str,
+    times: tuple[str, ...],
+    rates: tuple[str, ...],
+    as_json: bool,
+    conditions: str | None,
+    seed: int | None,
+    n_items: int | None,
+    **columns: Any,
+) -> None:
+    """Fit laws of scaling to FILE: a record, any table of workers and times or rates, or what benchmark tools write."""
+    from parcompute.analysis import tables
     from parcompute.analysis.choice import compare_laws
+    from parcompute.analysis.measurements import points
+    from parcompute.analysis.measurements.columns import Named
 
-    tables = measurements.of_file(Path(file), of_rate=of_rate, **chosen)
+    if times and rates:
+        raise click.UsageError("--time and --rate exclude each other; pass one of them")
+    named = Named(
+        values=tuple(filter(None, times + rates)), kind="time" if times else "rate" if rates else "", **columns
+    )
+    curves = points.of_file(Path(file), named, conditions=conditions, seed=seed, n_items=n_items)
     found = {
-        name: compare_laws(laws or FITTED, each.n_workers, each.times_s, loss=loss, rounds=each.rounds)
-        for name, each in tables.items()
+        name: compare_laws(
+            points.of_laws(each, laws, FITTED), each.n_workers, each.times_s, loss=loss, rounds=each.rounds
+        )
+        for name, each in curves.items()
     }
     if as_json:
-        click.echo(json.dumps({name: compared.as_dict() for name, compared in found.items()}, indent=2))
+        told = {name: {"read": curves[name].how or None, **compared.as_dict()} for name, compared in found.items()}
+        click.echo(json.dumps(told, indent=2))
         return
+    if how := next(iter(curves.values())).how:
+        click.echo(f"{file}: {how}\n")
     for name, compared in found.items():
         click.echo("\n".join([name, *(f"  {line}" for line in compared.describe()), ""]))
+    if len(found) > 1:
+        names = {name.removeprefix(f"{file}: "): compared for name, compared in found.items()}
+        click.echo("\n".join(tables.of_laws(names)))
 
 
 @commands.command(epilog="Example: parcompute compare before.h5 after.h5")
@@ -187,34 +241,50 @@ def new(name: str, folder: str) -> None:
 
 
 @commands.command(epilog="Example: parcompute merge node*/montecarlo.h5 --into montecarlo.h5")
-@click.argument("files", nargs=-1, required=True, type=click.Path())
-@click.option("--into", required=True, type=click.Path(dir_okay=False), help="A new file, or one to add to.")
-def merge(files: tuple[str, ...], into: str) -> None:
-    """Put the runs of FILES, of several machines or tasks of a job array, into one file."""
+@click.argument("files", nargs=-1, type=click.Path())
+@click.option("--into", type=click.Path(dir_okay=False), help="A new file, or one to add to.")
+@click.option("--parts", type=click.Path(), help="A folder of parts that `submit` has made; which are missing is said.")
+def merge(files: tuple[str, ...], into: str | None, parts: str | None) -> None:
+    """Put the runs of FILES, of several machines or jobs, into one file."""
+    from parcompute.cluster.parts import Parts
     from parcompute.record import merging
 
-    for line in merging.merge([Path(file) for file in files], Path(into)):
+    found = Parts.read(Path(parts)) if parts else None
+    paths = [*map(Path, files), *(found.records() if found else ())]
+    if found is None and not (files and into):
+        raise click.UsageError("pass FILES and --into, or --parts")
+    for line in merging.merge(paths, Path(into)) if paths and into else ():
         click.echo(line)
+    if found is not None and (missing := found.describe()):
+        click.echo("\n".join(missing), err=True)
+        sys.exit(1)
 
 
 @commands.command(epilog="Example: parcompute simulate results/reference/montecarlo.h5 --workers 1,2,4,64,1024")
 @click.argument("file", type=click.Path())
 @click.option("--workers", type=Counts(), default="1,2,4,8,16,32,64,128,256,512,1024", show_default=True)
+@click.option("--nodes", type=Counts(), default="1", show_default=True, help="Numbers of nodes; --workers are on each.")
 @click.option("--backend", default="processes", show_default=True, help="Whose run is replayed.")
 @click.option("--schedules", type=Schedules(), default="", help="Under which; as it was run if left out.")
 @click.option("--json", "as_json", is_flag=True, help="For programs: nothing is drawn.")
 @_of_one_study
 def simulate(
-    file: str, workers: tuple[int, ...], backend: str, schedules: tuple[str, ...], as_json: bool, **chosen: Any
+    file: str,
+    workers: tuple[int, ...],
+    nodes: tuple[int, ...],
+    backend: str,
+    schedules: tuple[str, ...],
+    as_json: bool,
+    **chosen: Any,
 ) -> None:
-    """Predict the speed-up on other numbers of workers by replaying a recorded timeline of FILE."""
+    """Predict the speed-up on other numbers of workers and nodes by replaying a recorded timeline of FILE."""
     from parcompute.analysis import simulate
     from parcompute.analysis.studies import choose
     from parcompute.figures import pages
     from parcompute.record import record
 
     study = choose(record.read(file, timelines=True), **chosen)
-    prediction = simulate.predict(study.runs, backend, workers, schedules)
+    prediction = simulate.predict(study.runs, backend, workers, schedules, nodes or (1,))
     if as_json:
         click.echo(json.dumps(prediction.as_dict(), indent=2))
         return

@@ -5,9 +5,11 @@ Rank 0 runs the script, whose ``Executor(backend="mpi")`` has a node in each ran
 
 from __future__ import annotations
 
+import io
 import os
 import runpy
 import sys
+import types
 
 
 def main(arguments: list[str]) -> None:
@@ -25,7 +27,16 @@ def main(arguments: list[str]) -> None:
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv[:], sys.path[0] = arguments, os.path.dirname(os.path.abspath(arguments[0]))
-        runpy.run_path(arguments[0], run_name="__main__")
+        run(arguments[0])
+
+
+def run(path: str) -> None:
+    """Run a script as the main module, which stays that: submitted calls may look for their functions in it."""
+    with io.open_code(path) as file:
+        code = compile(file.read(), path, "exec")
+    module = sys.modules["__main__"] = types.ModuleType("__main__")
+    module.__file__ = path
+    exec(code, vars(module))
 
 
 if __name__ == "__main__":

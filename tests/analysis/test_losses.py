@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parcompute.analysis.losses import PARTS, Losses, Reference, list_schedule, losses
-from parcompute.values.timeline import CHUNK_DTYPE, WORKER_DTYPE, Timeline
+from parcompute.analysis.losses import Losses, Reference, list_schedule, losses
+from parcompute.values.parts import PARTS
+from parcompute.values.timeline import CHUNK_DTYPE, NODE_DTYPE, SPAN_DTYPE, WORKER_DTYPE, Timeline
 
 durations = st.integers(0, 10**7)
 
@@ -121,6 +122,7 @@ def test_a_worker_that_got_nothing_is_in_tail_until_the_last_result() -> None:
         "prologue": 20,
         "startup": 20,
         "dispatch": 10,
+        "transfer": 0,
         "lost_cpu": 0,
         "slowdown": 0,
         "return": 5,
@@ -256,3 +258,131 @@ def test_list_scheduling_keeps_graham_s_bounds(tasks: list[int], n_workers: int)
     makespan = list_schedule(tasks, n_workers)
     assert makespan >= max(sum(tasks) / n_workers, max(tasks))
     assert makespan <= sum(tasks) / n_workers + (1 - 1 / n_workers) * max(tasks) + 1e-6
+
+
+# ── on several nodes ──────────────────────────────────────────────────────────────────────────────────
+
+
+@st.composite
+def on_nodes(draw: st.DrawFn, *, tidy: bool = True) -> Timeline:
+    """A timeline of several nodes; not `tidy`: the clock of each node is wrong, its spans lie anywhere."""
+    short = st.integers(0, 9)
+    called, submitted = 1_000, 1_000 + draw(short)
+    chunks: list[tuple[int, ...]] = []
+    workers, nodes, spans, last = [], [], [], submitted
+    for node in range(draw(st.integers(1, 3))):
+        n_workers, wrong = draw(st.integers(1, 2)), 0 if tidy else draw(st.integers(-9, 9))
+        first_worker = len(workers)
+        nodes.append((node, first_worker, n_workers, 0, 9))
+        workers += [(w, 50 + w, called + wrong + draw(short)) for w in range(first_worker, first_worker + n_workers)]
+        free = [submitted] * n_workers
+        for span in range(draw(st.integers(0, 3))):
+            sent = submitted + draw(st.integers(0, 60))
+            arrived = finished = sent + wrong + draw(short)
+            for w in range(n_workers):
+                for _ in range(draw(st.integers(0, 2))):
+                    started = max(free[w], arrived, workers[first_worker + w][2]) + draw(short)
+                    ended = started + draw(short)
+                    free[w] = stored = ended + draw(short)
+                    chunks.append((len(chunks), first_worker + w, 0, started, ended, 0, stored))
+                    finished = max(finished, stored)
+            received = finished - wrong + draw(short)
+            last = max(last, received)
+            spans.append((node, span, span + 1, sent, arrived, finished, received))
+    completed = last + draw(short)
+    return Timeline(
+        called, submitted, completed, np.array(chunks, CHUNK_DTYPE), np.array(workers, WORKER_DTYPE),
+        nodes=np.array(nodes, NODE_DTYPE), spans=np.array(spans, SPAN_DTYPE),
+    )  # fmt: skip
+
+
+@given(timeline=on_nodes() | on_nodes(tidy=False), reference=references)
+def test_the_ledger_of_nodes_closes_as_a_whole_and_for_each(timeline: Timeline, reference: Reference | None) -> None:
+    ledger = losses(timeline, reference)
+    assert ledger.closes
+    assert [node.n_workers for node in ledger.nodes] == timeline.nodes["n_workers"].tolist()
+    assert all(node.closes and node.makespan_ns == ledger.makespan_ns for node in ledger.nodes)
+    for name in PARTS.keys() - {"useful", "lost_cpu", "slowdown"}:
+        assert sum(node.parts_ns[name] for node in ledger.nodes) == ledger.parts_ns[name]
+    assert sum(len(node.kernels_ns) for node in ledger.nodes) == len(ledger.kernels_ns)
+
+
+@given(timeline=on_nodes())
+def test_transfer_is_what_a_worker_does_not_compute_while_its_node_has_nothing_in_hand(timeline: Timeline) -> None:
+    """Nanosecond by nanosecond, for each worker."""
+    plain = losses(replace(timeline, nodes=timeline.nodes[:0], spans=timeline.spans[:0])).parts_ns
+    expected = 0
+    for node in timeline.nodes:
+        spans = timeline.spans[timeline.spans["node"] == node["node"]]
+        if not len(spans):
+            continue
+        in_hand = {ns for span in spans for ns in range(span["arrived_ns"], span["finished_ns"])}
+        begun = min(timeline.submitted_ns, *timeline.chunks["started_ns"].tolist(), 10**9)
+        idle = set(range(begun, int(spans["received_ns"].max()))) - in_hand
+        for worker in range(node["first_worker"], node["first_worker"] + node["n_workers"]):
+            busy = {ns for c in timeline.of_worker(worker) for ns in range(c["started_ns"], c["stored_ns"])}
+            expected += len(idle - busy)
+    parts = losses(timeline).parts_ns
+    assert parts["transfer"] == expected
+    assert min(parts.values()) >= 0
+    moved = ("startup", "dispatch", "tail", "drain")
+    assert sum(plain[name] - parts[name] for name in moved) == parts["transfer"]
+    assert [plain[name] for name in PARTS if name not in (*moved, "transfer")] == [
+        parts[name] for name in PARTS if name not in (*moved, "transfer")
+    ]
+
+
+def two_nodes(wrong: int = 0) -> Timeline:
+    """Two nodes of one worker: the first has two spans with a gap, the other one, and its clock may be wrong."""
+    chunks = [(0, 0, 0, 22, 40, 18, 41), (1, 0, 0, 55, 70, 15, 71), (2, 1, 0, 32 + wrong, 90 + wrong, 58, 92 + wrong)]
+    spans = [(0, 0, 1, 11, 20, 42, 45), (0, 1, 2, 46, 52, 72, 76), (1, 2, 3, 12, 30 + wrong, 93 + wrong, 97)]
+    return Timeline(
+        0, 10, 100, np.array(chunks, CHUNK_DTYPE), np.array([(0, 1, 5), (1, 2, 31 + wrong)], WORKER_DTYPE),
+        nodes=np.array([(0, 0, 1, 0, 0), (1, 1, 1, 12_345, 3)], NODE_DTYPE), spans=np.array(spans, SPAN_DTYPE),
+    )  # fmt: skip
+
+
+def test_spans_inputs_and_results_on_their_way_are_transfer() -> None:
+    ledger = losses(two_nodes())
+    first, second = (node.parts_ns for node in ledger.nodes)
+    # Node 0: 10-20 and 42-52 before spans, 72-76 behind the last; its worker waits for no other from 76 to 92.
+    assert (first["transfer"], first["startup"], first["dispatch"], first["return"]) == (24, 0, 2 + 1 + 3, 2)
+    assert (first["tail"], first["drain"]) == (1 + 92 - 76, 8)
+    # Node 1: 10-30 before its span, 93-97 behind it, in what would be drain.
+    assert (second["transfer"], second["startup"], second["dispatch"], second["drain"]) == (24, 1, 1, 1 + 3)
+    assert "node 1, 1 workers: useful 58.0 %, " in str(ledger)
+
+
+def test_a_node_that_got_no_span_has_no_transfer() -> None:
+    timeline = two_nodes()
+    alone = replace(timeline, spans=timeline.spans[:2], chunks=timeline.chunks[:2])
+    ledger = losses(alone)
+    assert ledger.nodes[1].parts_ns["transfer"] == 0
+    assert ledger.nodes[1].parts_ns["tail"] == 71 - 31
+
+
+def test_a_part_that_a_wrong_clock_makes_negative_is_told_with_the_bound_and_not_clipped() -> None:
+    ledger = losses(two_nodes(wrong=10))
+    assert ledger.closes
+    assert ledger.drain_ns == 2 * (100 - 102)
+    assert ledger.notes[-1] == (
+        "drain is negative (-4 ns): stamps of the timeline overlap, the clocks of the nodes are known within 3 ns"
+    )
+
+
+def test_jobs_of_the_same_nodes_have_one_ledger_for_each_node() -> None:
+    first = two_nodes()
+    later = {name: getattr(first, name) + 200 for name in ("called_ns", "submitted_ns", "completed_ns")}
+    chunks, workers, spans = first.chunks.copy(), first.workers.copy(), first.spans.copy()
+    for table in (chunks, workers, spans):
+        for name in table.dtype.names or ():
+            if name.endswith("_ns") and name != "cpu_ns":
+                table[name] += 200
+    second = replace(first, chunks=chunks, workers=workers, spans=spans, **later)
+    ledger = losses([first, second])
+    assert ledger.closes
+    assert [node.transfer_ns for node in ledger.nodes] == [48, 48]
+    assert all(node.closes for node in ledger.nodes)
+    from_checkpoint = replace(second, nodes=first.nodes[:0], spans=first.spans[:0])
+    assert losses([first, from_checkpoint]).nodes == ()
+    assert losses([first, from_checkpoint]).closes

@@ -5,6 +5,7 @@ from itertools import count
 import numpy as np
 import pytest
 
+from parcompute.analysis import rules, tables
 from parcompute.analysis.studies import studies
 from parcompute.machine.provenance import Provenance
 from parcompute.record.record import Recorded
@@ -14,7 +15,7 @@ MACHINE = {"cpu_model": "A64FX", "usable_cpus": 4, "n_cores": 4}
 
 
 def a_run(backend="processes", n_workers=1, round_=0, **changes):
-    levels = {"kind": "strong", "n_items": 1_000, "schedule": "guided", "threads_per_worker": 1}
+    levels = {"kind": "strong", "n_items": 1_000, "schedule": "guided", "threads_per_worker": 1, "n_nodes": 1}
     levels |= {name: changes.pop(name) for name in list(changes) if name in levels}
     fields = {
         "seed": 1,
@@ -137,3 +138,88 @@ def test_no_law_is_fitted_across_the_second_threads_of_cores(n_cores, n_cpus):
 def test_a_study_names_experiment_size_seed_and_machine():
     text = str(studies(recorded(a_run()))[0])
     assert text.startswith("counting: 1 runs of 1000 items, seed 1, on A64FX (4 usable CPUs), conditions ")
+
+
+# --- several nodes -----------------------------------------------------------------------------------------
+
+
+def on_nodes(*shapes, backend="mpi", **changes):
+    """Runs of as many workers on as many nodes."""
+    return [a_run(backend, n, round_, n_nodes=k, **changes) for n, k in shapes for round_ in range(6)]
+
+
+def shapes_of(study):
+    return [[(p.n_workers, p.n_nodes) for p in curve.points] for curve in study.curves]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "curves", "numbers"),
+    [
+        ([(1, 1), (4, 1), (8, 2), (16, 4)], [[(1, 1), (4, 1), (8, 2), (16, 4)]], [0]),
+        ([(1, 1), (2, 2), (4, 4)], [[(1, 1), (2, 2), (4, 4)]], [0]),
+        ([(4, 2)], [[(4, 2)]], [2]),
+        ([(1, 1), (2, 1), (4, 1), (4, 2)], [[(1, 1), (2, 1), (4, 1)], [(4, 2)]], [1, 2]),  # 4 are on 1 and on 2
+        ([(1, 1), (3, 1), (4, 2), (8, 2)], [[(1, 1), (3, 1)], [(4, 2), (8, 2)]], [1, 2]),  # both vary
+    ],
+)
+def test_numbers_of_nodes_have_curves_of_their_own_unless_the_workers_tell_them(shapes, curves, numbers):
+    (study,) = studies(recorded(*on_nodes(*shapes)))
+    assert shapes_of(study) == curves
+    assert [curve.n_nodes for curve in study.curves] == numbers
+    for curve in study.curves:
+        for point in curve.points:
+            assert {run.configuration.n_nodes for run in study.runs_of(curve, point.n_workers)} == {point.n_nodes}
+
+
+def test_workers_are_beyond_where_a_node_has_no_more_cpus_and_are_not_fitted():
+    (within,) = studies(recorded(*on_nodes((1, 1), (4, 1), (8, 2))))
+    assert sorted(set(within.curves[0].fit.n_workers.tolist())) == [1, 4, 8]
+    (study,) = studies(recorded(*on_nodes((1, 1), (3, 1), (12, 2))))
+    assert [point.beyond for point in study.curves[0].points] == [False, False, True]
+    assert sorted(set(study.curves[0].fit.n_workers.tolist())) == [1, 3]
+    told = "\n".join(tables.table(study))
+    assert "12*" in told
+    assert "* more workers than 4 CPUs of each node: in no fit" in told
+    assert [study.has_cpus(run) for run in (study.runs[0], study.runs[-1])] == [True, False]
+
+
+def test_nodes_on_one_host_share_its_cpus():
+    twice = Provenance(**MACHINE).on_nodes(["node7", "node7"], ["A64FX", "A64FX"])
+    runs = on_nodes((1, 1), (4, 1)) + on_nodes((8, 2), provenance="twice")
+    (study,) = studies(recorded(*runs, twice=twice))
+    assert [point.beyond for point in study.curves[0].points] == [False, False, True]
+
+
+def test_one_worker_on_one_node_is_the_base_of_all_numbers_of_nodes():
+    (study,) = studies(recorded(*on_nodes((1, 1), (2, 1), (2, 2), (4, 2))))
+    assert {(curve.base.kind, curve.base.n_workers) for curve in study.curves} == {("one_worker", 1)}
+
+
+def test_runs_on_nodes_of_the_same_cpus_are_one_study_with_those_on_one_and_unlike_ones_are_not():
+    alike = Provenance(**MACHINE).on_nodes(["node7", "node8"], ["A64FX", "A64FX"])
+    unlike = Provenance(**MACHINE).on_nodes(["node7", "node9"], ["A64FX", "EPYC"])
+    runs = [a_run("serial"), *on_nodes((4, 2), provenance="alike"), *on_nodes((8, 2), provenance="unlike")]
+    one, other = studies(recorded(*runs, alike=alike, unlike=unlike))
+    assert shapes_of(one) == [[(4, 2)]]
+    assert one.curves[0].base.kind == "best_serial"
+    assert shapes_of(other) == [[(8, 2)]]
+    assert "on nodes of A64FX, EPYC" in str(other)
+
+
+def test_tables_and_verdicts_have_the_nodes():
+    runs = [a_run("serial", round_=i, wall_s=8.0 + 0.01 * i) for i in range(6)] + on_nodes((1, 1), (4, 1), (8, 2))
+    (study,) = studies(recorded(*runs))
+    heading, *rows = tables.points(study)
+    assert heading[:4] == ("backend", "workers", "nodes", "runs")
+    assert [row[1:3] for row in rows] == [("1", "1"), ("4", "1"), ("8", "2")]
+    assert " on 8 CPUs of 2 nodes (95 % " in tables.verdicts(study)[0]
+    assert rules._levels(study).endswith("; n_nodes: 1, 2")
+    (alone,) = studies(recorded(a_run("serial"), a_run("processes", 2)))
+    assert "nodes" not in tables.points(alone)[0]
+
+
+def test_weak_scaling_over_nodes_is_the_share_of_one_worker():
+    runs = [a_run("mpi", n * k, kind="weak", n_items=1_000 * n * k, n_nodes=k) for n, k in ((1, 1), (2, 1), (2, 2))]
+    (study,) = studies(recorded(*runs))
+    assert study.n_items == 1_000
+    assert shapes_of(study) == [[(1, 1), (2, 1), (4, 2)]]

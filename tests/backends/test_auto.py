@@ -428,3 +428,19 @@ def test_a_kernel_that_cannot_travel_stays_with_the_threads(changing):
         assert "on threads: kernel" in executor.plan.why
         assert "its variable 'lock'" in executor.plan.why
         assert pc.losses(executor.timeline).closes
+
+
+def test_what_a_checkpoint_holds_comes_along_to_the_processes(kept, monkeypatch, tmp_path, serial):
+    def root(x, block, folder):
+        if block.index == 9 and not os.listdir(folder):
+            raise ValueError
+        return np.sqrt(np.abs(x))
+
+    (folder := tmp_path / "folder").mkdir()
+    options = {"block_items": 300, "args": (str(folder),), "checkpoint": tmp_path / "kept.h5"}
+    with pytest.raises(pc.KernelError):
+        serial.map_blocks(root, X, **options)
+    (folder / "go").touch()
+    monkeypatch.setattr(Evidence, "verdict", lambda self, *_: Verdict("processes", "it was told so"))
+    assert np.array_equal(kept.map_blocks(root, X, **options), np.sqrt(np.abs(X)))
+    assert len(kept.timeline.chunks) == 1

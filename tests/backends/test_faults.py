@@ -33,6 +33,7 @@ from parcompute.machine import blas, cgroups, limits, topology
 from parcompute.memory import leases
 from parcompute.values import blocks
 from parcompute.workers import desk, start, worker
+from parcompute.workers.channel import Channel
 
 # The workers of a test session can import the package, but not its tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -237,7 +238,7 @@ def around(kind, when):
         if when == "before":
             spring()
         elif when == "middle":
-            ours, theirs = multiprocessing.Pipe()
+            ours, theirs = Channel.pair()
             ours.send(message)
             packed = os.read(theirs.fileno(), 2**16)
             with contextlib.closing(ours), contextlib.closing(theirs):
@@ -361,15 +362,13 @@ def test_a_worker_that_dies_before_it_is_ready_is_replaced(start_method):
 @each_start_method
 def test_a_worker_that_dies_while_it_is_sent_a_job_is_replaced(start_method):
     def die_in_the_next_large_message():
-        from multiprocessing.connection import Connection
-
-        def read(self, size, original=Connection._recv):
+        def read(self, size, original=Channel._read):
             if size > 2**20:
                 os.read(self.fileno(), 1000)
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(self, size)
 
-        Connection._recv = read
+        Channel._read = read
 
     large = bytes(3_000_000)
     with opened(start_method) as executor:

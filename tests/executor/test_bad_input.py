@@ -1,6 +1,7 @@
 """What was wrong, the value, and the way out: each row of the table of bad input."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -77,7 +78,9 @@ def test_n_items_that_contradict_an_array_are_refused(executor):
     [
         (np.array(1.0), ValueError, r"array 0 has no axis to cut \(shape \(\)\)"),
         (np.array([1, "a", None], object), TypeError, r"array 0 holds Python objects \(dtype object\); use map"),
-        ([1.0, 2.0], TypeError, "array 0 is list; pass a NumPy array"),
+        (["one", "two"], TypeError, "array 0 is list, and not of numbers only; use map"),
+        ([[1.0], [2.0, 3.0]], TypeError, "array 0 is list, and not of numbers only; use map"),
+        ({1.0}, TypeError, "array 0 is set; pass a NumPy array"),
         (np.ma.masked_array([1.0, 2.0], [0, 1]), TypeError, "array 0 is masked, and the mask would be lost"),
     ],
 )
@@ -209,3 +212,13 @@ def test_block_timeout_is_a_time_and_needs_processes():
         for bad, kind in ((0, ValueError), (-1.0, ValueError), ("1", TypeError), (float("nan"), ValueError)):
             with pytest.raises(kind, match="block_timeout="):
                 executor.reduce_blocks(len, np.ones(3), block_timeout=bad)
+
+
+def test_an_executor_in_one_of_eight_copies_warns_in_the_first_of_them(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    monkeypatch.delitem(sys.modules, "mpi4py", raising=False)
+    with pytest.warns(UserWarning, match="srun has started 8 copies of this program"):
+        pc.Executor(1, backend="threads").shutdown()
+    monkeypatch.setenv("SLURM_PROCID", "7")
+    pc.Executor(1, backend="threads").shutdown()

@@ -2,13 +2,17 @@
 
 import math
 import os
+import re
 import sys
 
 import cloudpickle
+import dask.array
 import h5py
 import numpy as np
 import psutil
 import pytest
+import xarray
+import zarr
 
 import parcompute as pc
 from parcompute.jobs import pickling
@@ -265,6 +269,39 @@ def test_a_dataset_goes_through_args_and_closures_too(executor, tmp_path):
             pytest.skip("joblib pickles kernels itself, and an open dataset it cannot send")
         data = file["data"]
         assert executor.reduce_blocks(lambda x, d: x.sum() + d[3] + data[4], np.ones(4), args=(data,)) == 11.0
+
+
+# --- Zarr arrays -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def threads_of_zarr(tmp_path_factory):
+    """Start the threads of Zarr, which stay until the program ends."""
+    zarr.config.set({"threading.max_workers": 1})
+    zarr.create_array(tmp_path_factory.mktemp("zarr"), shape=(1,), dtype="f4")[:] = 1
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "in memory"])
+def test_a_zarr_array_is_an_input(executor, tmp_path, mode, threads_of_zarr):
+    data = RNG.random((500, 10))
+    x = zarr.create_array(
+        zarr.storage.MemoryStore() if mode == "in memory" else tmp_path / "x", data=data, chunks=(16, 5)
+    )
+    x = x if mode == "in memory" else zarr.open_array(tmp_path / "x", mode=mode)
+    assert executor.map_blocks(identical, x, block_items=13).tobytes() == data.tobytes()
+    checkpoint = tmp_path / "checkpoint"
+    for _ in range(2):
+        assert executor.reduce_blocks(len, x, block_items=13, checkpoint=checkpoint) == 500
+    (x if mode == "in memory" else zarr.open_array(tmp_path / "x", mode="r+"))[3] = 1
+    with pytest.raises(pc.CheckpointError, match="array 0 was"):
+        executor.reduce_blocks(len, x, block_items=13, checkpoint=checkpoint)
+
+
+def test_arrays_that_are_computed_later_say_what_to_pass(executor):
+    lazy = dask.array.arange(100)
+    for x, says in ((lazy, "array 0 is Array; it is computed by dask"), (xarray.DataArray(lazy), "pass x.to_numpy()")):
+        with pytest.raises(TypeError, match=re.escape(says)):
+            executor.map_blocks(identical, x)
 
 
 # --- outputs -----------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from parcompute.experiments import measure
 from parcompute.experiments.perform import Choice, machine_name, sweep_of
 from parcompute.figures import pages
 from parcompute.machine import limits
+from parcompute.machine.batch import deadline
 from parcompute.record import record
 
 PARCOMPUTE = Path(sys.executable).with_name("parcompute")
@@ -223,30 +224,51 @@ def test_a_script_and_the_command_record_the_same_and_each_continues_the_other(s
         assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("method", ["SIGINT", "SIGKILL"])
+# The signals by which a batch system announces the end of its job, and what the program says then.
+ANNOUNCE = {name: f"parcompute: {name} has announced the end of the job" for name in ("SIGUSR1", "SIGTERM")}
+
+
+@pytest.mark.parametrize("method", ["SIGINT", "SIGKILL", *ANNOUNCE])
 def test_an_interrupted_sweep_is_completed_by_the_same_command(script, tmp_path, method):
     path, call = tmp_path / "counting.h5", [sys.executable, script, *SMALL, "--results", tmp_path]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # Ctrl-C in a terminal reaches the whole process group; a group of its own, so that this one is spared.
-    with subprocess.Popen(call, **pipes, env=environment(**HOLD_IN_THE_THIRD_RUN), process_group=0) as running:
+    job = {"PARCOMPUTE_JOB_END_TIME": "99999999999"} if method in ANNOUNCE else {}
+    with subprocess.Popen(call, **pipes, env=environment(**HOLD_IN_THE_THIRD_RUN, **job), process_group=0) as running:
         try:
             assert any(line == "holding\n" for line in running.stdout)
-            if method == "SIGINT":
-                os.killpg(running.pid, signal.SIGINT)
-            else:
+            if method == "SIGKILL":
                 running.kill()
+            else:
+                os.killpg(running.pid, signal.Signals[method])
             _, err = running.communicate(timeout=TIMEOUT_S)
         finally:
             running.kill()
     if method == "SIGINT":
         assert running.returncode == 130
         assert err.strip() == "interrupted; what was finished is recorded, the same command continues"
+    if method in ANNOUNCE:
+        assert (running.returncode, err.strip()) == (75, ANNOUNCE[method])
     kept = visits(path)
     assert sum(kept.values()) == 2
     status, out, err = command(*call)
     assert (status, err) == (0, "")
     assert f"{path} has 2 of these runs; 4 to make" in out
     assert visits(path) == ALL_OF_SMALL
+
+
+def test_a_sweep_begins_no_run_that_its_batch_job_has_no_time_for(experiment, tmp_path, capsys, monkeypatch):
+    left_s = iter([1e6] * 5 + [5.0] * 9)  # two runs warm up, then one of each in a round
+    monkeypatch.setattr(deadline, "left_s", lambda: next(left_s))
+    assert run_here(experiment, tmp_path, "--rounds", "3") == 75
+    err = capsys.readouterr().err
+    assert re.match(
+        r"parcompute: the job ends in 5 s, and a run of \w+ × 1 may take \d+\.\d s; what was finished is", err
+    )
+    assert sum(visits(tmp_path / "counting.h5").values()) == 3
+    monkeypatch.undo()
+    assert run_here(experiment, tmp_path, "--rounds", "3") == 0
+    assert "has 3 of these runs; 3 to make" in capsys.readouterr().out
 
 
 def test_more_rounds_and_more_backends_are_added_to_those_on_record(experiment, tmp_path, capsys):

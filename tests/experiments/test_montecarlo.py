@@ -83,3 +83,15 @@ def test_another_seed_gives_another_price(montecarlo):
 def test_each_preset_is_larger_than_the_one_before(montecarlo):
     sizes = montecarlo.montecarlo.sizes
     assert sizes["quick"] < sizes["default"] < sizes["full"]
+
+
+def test_a_price_to_a_given_error_is_the_same_whoever_computes(montecarlo):
+    prices = set()
+    for way in ({"backend": "serial"}, *WAYS[:2]):
+        with pc.Executor(**way) as executor:
+            prices.add(montecarlo.price_within(executor, 4e-4, seed=2))
+            assert executor.plan.n_blocks == 8
+    ((price, error),) = prices
+    low, high = montecarlo.arithmetic_bounds()
+    assert low < price < high
+    assert 2e-4 < error < 4e-4

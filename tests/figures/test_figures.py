@@ -18,13 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from parcompute.analysis import laws
+from parcompute.analysis.losses import losses
 from parcompute.analysis.simulate import predict
 from parcompute.analysis.studies import Study, choose, fit_limit, studies
 from parcompute.figures import captions, curves, ledgers, pages, panels
 from parcompute.machine.provenance import Provenance
 from parcompute.record.record import Record, Recorded, read
 from parcompute.values.sweep import Configuration, Run
-from parcompute.values.timeline import CHUNK_DTYPE, WORKER_DTYPE, Timeline
+from parcompute.values.timeline import CHUNK_DTYPE, NODE_DTYPE, SPAN_DTYPE, WORKER_DTYPE, Timeline
 
 CONDITIONS = Provenance(
     cpu_model="Imaginary 9000 64-Core Processor",
@@ -148,6 +149,35 @@ def unknown_machine() -> Recorded:
     return a_file(*(replace(run, provenance=nowhere.id) for run in a_sweep().runs), provenance=nowhere)
 
 
+def nodes() -> Recorded:
+    """Both vary: 1, 2 and 4 workers on each of 1 and 2 nodes; then 4 on each of 1, 2 and 4, whose number N tells."""
+    shapes = [("mpi", n * k, k) for n in (1, 2, 4) for k in (1, 2)] + [("dask", n, k) for n, k in ((1, 1), (4, 1))]
+    runs = []
+    for round_ in range(6):
+        runs.append(a_run("serial", 1, 8.2 + 0.01 * round_, round_))
+        for backend, n_workers, n_nodes in [*shapes, ("dask", 8, 2), ("dask", 16, 4)]:
+            wall_s = (8.3 + 0.02 * round_) / laws.amdahl(n_workers, 0.02) + 0.05 * n_nodes
+            run = a_run(backend, n_workers, float(wall_s), round_)
+            timelines = tuple(on_nodes(timeline, n_nodes) for timeline in run.timelines)
+            configuration = replace(run.configuration, n_nodes=n_nodes)
+            runs.append(replace(run, configuration=configuration, timelines=timelines))
+    return a_file(*runs, provenance=replace(CONDITIONS, usable_cpus=4, n_cores=4, n_threads=4))
+
+
+def on_nodes(timeline: Timeline, n_nodes: int) -> Timeline:
+    """Return the same with a span for each worker, the nodes one after the other."""
+    if n_nodes == 1:
+        return timeline
+    n_workers, chunks = timeline.n_workers // n_nodes, timeline.chunks
+    spans = np.zeros(len(chunks), SPAN_DTYPE)
+    spans["node"], spans["first"], spans["stop"] = chunks["worker"] // n_workers, chunks["chunk"], chunks["chunk"] + 1
+    spans["sent_ns"], spans["arrived_ns"] = timeline.submitted_ns, chunks["started_ns"] * 9 // 10
+    spans["finished_ns"] = chunks["stored_ns"]
+    spans["received_ns"] = (chunks["stored_ns"] + timeline.completed_ns) // 2
+    nodes = np.array([(i, i * n_workers, n_workers, 0, 1_000) for i in range(n_nodes)], NODE_DTYPE)
+    return replace(timeline, nodes=nodes, spans=spans)
+
+
 def schedules() -> Recorded:
     files = [a_sweep((1, 2, 4), ("processes", "pool"), schedule=name) for name in ("static", "dynamic,16", "guided")]
     return replace(files[0], runs=tuple(run for file in files for run in file.runs))
@@ -176,6 +206,7 @@ CASES = {
     "no timelines": a_sweep(timed=False),
     "schedules": schedules(),
     "weak": weak(),
+    "nodes": nodes(),
     "NaN": some_runs(a_sweep(), 7, value=math.nan, error=math.nan, verified=False, wall_s=math.nan),
     "unknown machine": unknown_machine(),
 }
@@ -476,6 +507,45 @@ def test_without_timelines_the_ledger_says_so() -> None:
 def test_without_a_serial_reference_the_ledger_says_so() -> None:
     chosen = choose(CASES["no one worker"])
     assert "No serial reference" in captions.of_ledger(chosen, panels.bars(chosen))
+
+
+def test_only_runs_on_nodes_have_transfer_in_their_legends() -> None:
+    for case, there in (("two cores", False), ("nodes", True)):
+        chosen = choose(CASES[case])
+        for kind in ("ledger", "timeline"):
+            ax = Figure().add_subplot()
+            panels.PANELS[kind].make(chosen).draw(ax)
+            assert ("transfer" in ax.get_legend_handles_labels()[1]) == there
+
+
+def test_the_timeline_shows_each_worker_what_the_ledger_books() -> None:
+    """The widths of the boxes of each colour, over all workers, are the parts of the ledger."""
+    (timeline,) = next(run.timelines for run in CASES["nodes"].runs if run.configuration.n_nodes == 4)
+    ax = Figure().add_subplot()
+    ledgers.timeline(ax, (timeline,))
+    drawn: dict[str, float] = dict.fromkeys(ledgers.LOOKS, 0.0)
+    names = {matplotlib.colors.to_rgba(colour): name for name, (colour, _) in ledgers.LOOKS.items()}
+    for boxes in ax.collections:
+        if len(colours := boxes.get_facecolor()):
+            drawn[names[tuple(colours[0])]] += sum(np.ptp(path.vertices[:, 0]) for path in boxes.get_paths())
+    parts = losses(timeline).parts_ns
+    parts["useful"] += parts["lost_cpu"]
+    scale = 1e9 if timeline.makespan_ns >= 1e9 else 1e6
+    assert parts["transfer"] > 0
+    for name in ledgers.LOOKS.keys() - {"lost_cpu", "slowdown"}:
+        assert drawn[name] * scale == pytest.approx(parts[name], abs=1_000)
+
+
+def test_a_point_on_several_nodes_has_an_edge_of_its_own_where_the_curve_has_one_on_one_node() -> None:
+    chosen = choose(CASES["nodes"])
+    assert [(curve.backend, curve.n_nodes) for curve in chosen.curves] == [("dask", 0), ("mpi", 1), ("mpi", 2)]
+    for curve, look in zip(chosen.curves, curves.looks(chosen.curves), strict=True):
+        edges = [curves.edge_of(curve, point, look) == look.colour for point in curve.points]
+        assert edges == ([True, True, False, False] if curve.backend == "dask" else [True] * len(curve.points))
+    assert [look.name for look in curves.looks(chosen.curves)] == ["dask", "mpi, 1 node", "mpi, 2 nodes"]
+    assert "dask with 8 workers on 2 nodes, dask with 16 workers on 4 nodes, mpi with 2, 4, 8 workers on 2 nodes" in (
+        captions.measured(chosen)
+    )
 
 
 # ── captions ──────────────────────────────────────────────────────────────────────────────────────────

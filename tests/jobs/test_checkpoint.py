@@ -540,7 +540,7 @@ def test_a_shape_of_partials_is_believed_only_if_it_is_one(serial, path, leaf, m
         return serial.reduce_blocks(np.sum, X, block_items=50, checkpoint=path)
 
     run()
-    monkeypatch.setattr(checkpoint._Shapes, "find_class", pickle.Unpickler.find_class)  # arrays, too
+    monkeypatch.setattr(checkpoint.Shapes, "find_class", pickle.Unpickler.find_class)  # arrays, too
     with h5py.File(path, "r+") as file:
         del file["shape"]
         file["shape"] = np.frombuffer(pickle.dumps(leaf), np.uint8)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parcompute.jobs.job import Job
 from parcompute.jobs.outputs import Field, ResultError, Rows
 from parcompute.jobs.partials import Partials, add
 from parcompute.values.blocks import Plan
@@ -253,3 +254,42 @@ def test_rows_travel_without_their_arrays():
     rows = rows_after(np.ones(3))
     copy = pickle.loads(pickle.dumps(rows))
     assert (copy.arrays, copy.fields) == (None, rows.fields)
+
+
+# --- functions of NumPy, which write to the rows themselves ------------------------------------------------
+
+
+def bound(kernel, x, target, halo=0):
+    """Return the function of a block of a job, and its plan, whose output is this array."""
+    rows = Rows(plan := Plan.cut(len(x), 4, halo=halo), [Field(target.dtype, target.shape[1:])])
+    rows.arrays = (target,)
+    return Job(kernel, (x,), plan, rows).bind(), plan
+
+
+def test_a_function_of_numpy_writes_to_the_rows_itself():
+    x, target = np.arange(10.0).reshape(5, 2), np.full((5, 2), -1.0)
+    compute, plan = bound(np.sqrt, x, target)
+    assert np.shares_memory(compute(plan.block(1)), target)
+    assert target.tolist() == [[-1.0, -1.0]] * 4 + [np.sqrt(x[4]).tolist()]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "target", "halo"),
+    [
+        (np.sqrt, np.zeros(10, np.float32), 0),  # a cast is for who stores
+        (np.sqrt, np.zeros(20)[::2], 0),  # other loops for rows that lie apart
+        (np.sqrt, np.zeros((10, 2)), 0),  # not of this shape
+        (np.sqrt, np.zeros(10), 1),  # with the neighbours' rows
+        (np.isnan, np.zeros(10), 0),
+        (np.frompyfunc(abs, 1, 1), np.zeros(10), 0),
+        (np.modf, np.zeros(10), 0),  # returns two
+        (lambda x: np.sqrt(x), np.zeros(10), 0),
+    ],
+)
+def test_what_does_not_fit_exactly_is_returned(kernel, target, halo):
+    x = np.arange(10.0)
+    compute, plan = bound(kernel, x, target, halo)
+    found, block = compute(plan.block(1)), plan.block(1)
+    np.testing.assert_array_equal(found, kernel(x[block.reach]))
+    assert not any(np.shares_memory(part, target) for part in (found if isinstance(found, tuple) else (found,)))
+    assert not target.any()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import resource
 import shutil
 import subprocess
@@ -119,6 +120,53 @@ def test_a_cpuset_without_any_cpu_of_the_mask_is_not_believed(made_up):
 def test_slurm_variables_limit(tmp_path, environ, n):
     bound = bound_of(tmp_path, **environ)
     assert (bound.n, bound.decided_by.source) == (n, "Slurm")
+
+
+@pytest.mark.parametrize(
+    ("environ", "n"),
+    [
+        # srun -n 8 on one node, and on two with 6 and 2 tasks; each task has its share
+        ({"CPUS_ON_NODE": "8", "STEP_TASKS_PER_NODE": "8"}, 1),
+        ({"CPUS_ON_NODE": "12", "STEP_TASKS_PER_NODE": "6,2", "NODEID": "1"}, 6),
+        ({"CPUS_ON_NODE": "12", "STEP_TASKS_PER_NODE": "3(x2)", "NODEID": "1"}, 4),
+        ({"CPUS_ON_NODE": "12", "STEP_TASKS_PER_NODE": "6,2"}, 2),
+        # the batch script of the same job, outside of any step
+        ({"CPUS_ON_NODE": "8", "TASKS_PER_NODE": "8"}, 8),
+        # what was asked for per task counts, however many there are
+        ({"CPUS_ON_NODE": "8", "STEP_TASKS_PER_NODE": "2", "CPUS_PER_TASK": "4"}, 4),
+        ({"CPUS_ON_NODE": "8", "STEP_TASKS_PER_NODE": "?"}, 8),
+    ],
+)
+def test_the_tasks_of_a_step_share_their_node(tmp_path, environ, n):
+    environ = {f"SLURM_{name}": value for name, value in environ.items()}
+    step = {"SLURM_STEP_ID": "0"} if "SLURM_STEP_TASKS_PER_NODE" in environ else {}
+    bound = bound_of(tmp_path, SLURM_JOB_ID="7", **step, **environ)
+    assert (bound.n, bound.decided_by.source) == (n, "Slurm")
+
+
+@pytest.mark.parametrize("hint", [{"SLURM_HINT": "nomultithread"}, {"SLURM_THREADS_PER_CORE": "1"}])
+def test_without_multithreading_a_core_counts_once(made_up, hint):
+    siblings = {
+        f"sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list": f"{n % 2},{n % 2 + 2}" for n in range(4)
+    }
+    bound = bound_of(made_up(siblings), 4, SLURM_JOB_ID="7", SLURM_CPUS_ON_NODE="4", **hint)
+    assert bound.n == 2
+    assert "one hardware thread of each core" in bound.reason
+
+
+@pytest.mark.parametrize(
+    ("environ", "n", "source"),
+    [
+        ({"PBS_JOBID": "1", "NCPUS": "3"}, 3, "PBS"),
+        ({"LSB_JOBID": "1", "LSB_MCPU_HOSTS": f"{platform.node()} 5"}, 5, "LSF"),
+        ({"SGE_TASK_ID": "undefined", "NSLOTS": "4"}, 4, "Grid Engine"),
+        ({"FLUX_JOB_ID": "f"}, 16, "affinity mask"),
+    ],
+)
+def test_other_batch_systems_limit_too(tmp_path, environ, n, source):
+    bound = bound_of(tmp_path, **environ)
+    assert (bound.n, bound.decided_by.source) == (n, source)
+    assert any(limit.source != "Slurm" for limit in bound.limits)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "eight", "8(x", "8,,4", ""])

@@ -130,3 +130,10 @@ def test_importing_it_loads_nothing_that_costs():
         for p in (program, before)
     )
     assert {"numpy", "psutil", "threadpoolctl", "subprocess"} & (loaded - base) == set()
+
+
+def test_ranks_of_mpi_on_this_host_are_told():
+    machine = Machine.read(environ={"MPI_LOCALNRANKS": "4"})
+    assert machine.n_ranks == 4
+    assert any("MPI ranks" in line and " 4 " in line for line in machine.describe())
+    assert Machine.read(environ={}).n_ranks == 0

@@ -233,3 +233,9 @@ def test_without_git_or_folder_nothing_fails(tmp_path, monkeypatch):
     assert Code.read(tmp_path) == Code()
     assert Code.read(tmp_path / "missing") == Code()
     assert Provenance.collect(tmp_path / "missing").git_dirty == -1
+
+
+def test_conditions_on_record_keep_their_id_where_a_later_field_says_nothing():
+    known = Provenance(cpu_model="A64FX")
+    assert known.conditions_id == "b5b281db17c3bc7f"  # of before there was node_cpu_models
+    assert dataclasses.replace(known, node_cpu_models="A64FX, EPYC").conditions_id != known.conditions_id

@@ -24,7 +24,7 @@ from parcompute.machine.quiet import Counters
 from parcompute.record.record import Record, RecordError, read, read_timelines
 from parcompute.record.schema import FIELDS, JOB_DTYPE
 from parcompute.values.sweep import Configuration, Run
-from parcompute.values.timeline import CHUNK_DTYPE, DEATH_DTYPE, WORKER_DTYPE, Timeline
+from parcompute.values.timeline import CHUNK_DTYPE, DEATH_DTYPE, NODE_DTYPE, SPAN_DTYPE, WORKER_DTYPE, Timeline
 
 
 def a_timeline(n_rows: int = 3, n_workers: int = 2) -> Timeline:
@@ -39,6 +39,18 @@ def a_timeline(n_rows: int = 3, n_workers: int = 2) -> Timeline:
     workers["worker"] = np.arange(n_workers)
     workers["pid"] = 4_000 + workers["worker"]
     return Timeline(10**15 - 500, 10**15 - 100, 10**15 + 1_000 * n_rows, chunks, workers)
+
+
+def on_nodes(timeline: Timeline, n_spans: int = 2) -> Timeline:
+    """The same, on two nodes of a worker each."""
+    nodes = np.array([(0, 0, 1, 0, 0), (1, 1, 1, -12_345, 678)], NODE_DTYPE)
+    spans = np.zeros(n_spans, SPAN_DTYPE)
+    spans["node"] = np.arange(n_spans) % 2
+    spans["first"] = np.arange(n_spans)
+    spans["stop"] = spans["first"] + 1
+    for i, name in enumerate(("sent_ns", "arrived_ns", "finished_ns", "received_ns")):
+        spans[name] = 10**15 + 1_000 * spans["first"] + i
+    return replace(timeline, nodes=nodes, spans=spans)
 
 
 def a_run(round_: int = 0, *, timeline: Timeline | None = None, provenance: str = "here") -> Run:
@@ -131,6 +143,36 @@ def test_a_timeline_comes_back_bit_for_bit(record: Record, n_rows: int, n_deaths
     )
 
 
+@pytest.mark.parametrize("n_spans", [1, 1_000])
+def test_nodes_and_spans_come_back_and_one_host_has_neither(record: Record, n_spans: int) -> None:
+    timeline = on_nodes(a_timeline(), n_spans)
+    run = a_run(timeline=timeline)
+    run = replace(run, configuration=replace(run.configuration, backend="mpi", n_nodes=2))
+    rows = [record.append(run), record.append(a_run(timeline=a_timeline()))]
+    (back,), (alone,) = (read_timelines(record.path, row) for row in rows)
+    assert (back.nodes.tobytes(), back.spans.tobytes()) == (timeline.nodes.tobytes(), timeline.spans.tobytes())
+    assert (alone.nodes.dtype, alone.spans.dtype, len(alone.nodes)) == (NODE_DTYPE, SPAN_DTYPE, 0)
+    assert [run.configuration.n_nodes for run in read(record.path).runs] == [2, 1]
+    with h5py.File(record.path) as file:
+        assert set(file["timelines/1"]) == {"chunks", "workers"}
+        assert file.attrs["schema_minor"] == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "message"),
+    [("nodes", "n_workers", "nodes of workers"), ("nodes", "first_worker", "nodes of"), ("spans", "node", "spans of")],
+)
+def test_nodes_that_do_not_fit_their_timeline_are_damage(record: Record, table: str, column: str, message: str) -> None:
+    row = record.append(a_run(timeline=on_nodes(a_timeline())))
+    record.close()
+    with h5py.File(record.path, "r+") as file:
+        rows = file[f"timelines/{row}/{table}"][:]
+        rows[column] = 2**31 - 1
+        file[f"timelines/{row}/{table}"][:] = rows
+    with pytest.raises(RecordError, match=rf"is damaged \(.*{message}.* that it does not have"):
+        read_timelines(record.path, row)
+
+
 def test_timelines_are_read_on_request_only(record: Record) -> None:
     record.append(a_run(timeline=a_timeline()))
     assert read(record.path).runs[0].timelines == ()
@@ -204,6 +246,8 @@ def test_a_run_of_no_workers_is_refused(record: Record) -> None:
     run = a_run()
     with pytest.raises(ValueError, match="n_workers=0 ran nothing"):
         record.append(replace(run, configuration=replace(run.configuration, n_workers=0)))
+    with pytest.raises(ValueError, match="n_workers=2 ran nothing on n_nodes=3; record runs of at least 1 on each"):
+        record.append(replace(run, configuration=replace(run.configuration, n_nodes=3)))
 
 
 def test_a_column_of_a_later_version_does_not_disturb(record: Record) -> None:
@@ -235,7 +279,7 @@ def test_plain_h5py_sees_the_documented_schema(record: Record) -> None:
 
 def test_the_document_names_every_field() -> None:
     document = (Path(__file__).parents[2] / "docs" / "file-format.md").read_text(encoding="utf-8")
-    tables = (CHUNK_DTYPE, WORKER_DTYPE, DEATH_DTYPE, JOB_DTYPE)
+    tables = (CHUNK_DTYPE, WORKER_DTYPE, DEATH_DTYPE, NODE_DTYPE, SPAN_DTYPE, JOB_DTYPE)
     names = [name for name, _, _ in FIELDS] + [name for table in tables for name in table.names or ()]
     assert [name for name in names if f"`{name}`" not in document] == []
 
@@ -255,7 +299,7 @@ def test_a_file_of_an_earlier_version_opens_and_what_it_does_not_say_is_unknown(
     recorded = read(FIRST, timelines=True)
     assert len(recorded.runs) == 4
     for run in recorded.runs:
-        assert (run.configuration.variant, run.configuration.blas_threads) == ("", 1)
+        assert (run.configuration.variant, run.configuration.blas_threads, run.configuration.n_nodes) == ("", 1, 1)
         assert repr(run.counters) == repr(Counters())
         assert len(run.timelines) == 1
 
@@ -264,23 +308,25 @@ def test_a_run_appended_to_a_file_of_an_earlier_version_loses_nothing(tmp_path: 
     path = Path(shutil.copy(FIRST, tmp_path / "first.h5"))
     before = read(path, timelines=True).runs
     run = replace(a_run(provenance=before[0].provenance), counters=Counters(load_before=0.5, runnable_after=3))
-    run = replace(run, configuration=replace(run.configuration, variant="copied", blas_threads=2))
+    run = replace(run, configuration=replace(run.configuration, variant="copied", blas_threads=2, n_nodes=2))
     with Record.open(path, "montecarlo") as record:
         record.append(run)
     *earlier, added = read(path, timelines=True).runs
     assert same(added, run)
     assert all(map(same, earlier, before))
     assert [len(run.timelines[0].chunks) for run in earlier] == [len(run.timelines[0].chunks) for run in before]
+    with h5py.File(path) as file:
+        assert (file.attrs["schema"], file.attrs["schema_minor"]) == ("parcompute/1", 1)
 
 
 def test_the_timelines_of_several_jobs_come_back_apart(record: Record) -> None:
     dead = replace(a_timeline(4), deaths=np.ones(1, DEATH_DTYPE))
-    timelines = (a_timeline(3), dead, a_timeline(0), a_timeline(300))
+    timelines = (a_timeline(3), on_nodes(dead, 3), a_timeline(0), on_nodes(a_timeline(300)))
     row = record.append(replace(a_run(), timelines=timelines))
     back = read_timelines(record.path, row)
     assert len(back) == len(timelines)
     for one, other in zip(back, timelines, strict=True):
-        for table in ("chunks", "workers", "deaths"):
+        for table in ("chunks", "workers", "deaths", "nodes", "spans"):
             assert getattr(one, table).tobytes() == getattr(other, table).tobytes()
         assert (one.called_ns, one.submitted_ns, one.completed_ns) == (
             other.called_ns,
@@ -288,6 +334,18 @@ def test_the_timelines_of_several_jobs_come_back_apart(record: Record) -> None:
             other.completed_ns,
         )
     assert read(record.path).timeline_rows == (307,)
+
+
+def test_jobs_of_a_file_from_before_there_were_nodes_have_none(record: Record) -> None:
+    row = record.append(replace(a_run(), timelines=(a_timeline(3), a_timeline(4))))
+    record.close()
+    with h5py.File(record.path, "r+") as file:
+        group = file[f"timelines/{row}"]
+        jobs = group["jobs"][:]
+        del group["jobs"]
+        group["jobs"] = jobs[[name for name in JOB_DTYPE.names or () if name not in ("nodes_end", "spans_end")]]
+    back = read_timelines(record.path, row)
+    assert [(len(timeline.chunks), len(timeline.nodes)) for timeline in back] == [(3, 0), (4, 0)]
 
 
 def test_a_reader_that_keeps_the_file_open_does_not_hinder_the_writer(record: Record) -> None:

@@ -76,3 +76,21 @@ def test_a_job_of_one_host_has_neither_nodes_nor_spans():
     assert timeline_of([]).nodes.dtype == NODE_DTYPE
     assert timeline_of([]).spans.dtype == SPAN_DTYPE
     assert len(timeline_of([]).nodes) == len(timeline_of([]).spans) == 0
+
+
+def test_the_tables_of_an_unread_timeline_are_made_once_and_only_if_somebody_looks():
+    made = []
+
+    def tables():
+        made.append(1)
+        read = timeline_of([(1, 30, 1), (0, 20, 1), (1, 10, 1)])
+        return read.chunks[::-1], read.workers, read.deaths
+
+    unread = Timeline.unread(3, 7, 99, tables)
+    assert unread.until(100).makespan_ns == 97
+    assert not made
+    assert unread.chunks["started_ns"].tolist() == [20, 10, 30]
+    assert unread.n_workers == N_WORKERS
+    assert len(unread.deaths) == 0
+    assert len(made) == 1
+    assert not hasattr(unread, "anything else")

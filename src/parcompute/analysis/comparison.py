@@ -77,12 +77,12 @@ class Comparison:
         lines += [f"unlike: {name} is {one!r} in A and {other!r} in B" for name, one, other in self.unlike]
         if not self.unlike:
             lines.append("all conditions are alike")
-        wide = max(len(f"{row.configuration.way} × {row.configuration.n_workers}") for row in self.rows)
+        wide = max(len(row.configuration.name) for row in self.rows)
         for row in self.rows:
             c, S = row.configuration, row.speedup
             kind = "range" if S.is_range else "95 %"
             lines.append(
-                f"{f'{c.way} × {c.n_workers}':<{wide}}  A {row.a_s:.4g} s, B {row.b_s:.4g} s, A/B {S.value:.3f} "
+                f"{c.name:<{wide}}  A {row.a_s:.4g} s, B {row.b_s:.4g} s, A/B {S.value:.3f} "
                 f"({kind} {S.low:.3f}–{S.high:.3f}): {row.verdict}"
             )
         return lines + [f"not compared: {told}" for told in self.only]
@@ -135,8 +135,8 @@ def compare(a: Recorded, b: Recorded, *, seed: int | None = None, n_items: int |
         )
         for c in both
     )
-    only = [f"{c.way} × {c.n_workers}, only in A" for c in sorted(walls_a.keys() - walls_b.keys())]
-    only += [f"{c.way} × {c.n_workers}, only in B" for c in sorted(walls_b.keys() - walls_a.keys())]
+    only = [f"{c.name}, only in A" for c in sorted(walls_a.keys() - walls_b.keys())]
+    only += [f"{c.name}, only in B" for c in sorted(walls_b.keys() - walls_a.keys())]
     return Comparison(
         f"{a.path}: {before}",
         f"{b.path}: {newest}",

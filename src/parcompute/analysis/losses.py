@@ -6,6 +6,11 @@
 
 Kernel time is split once more, against a serial reference: useful + lost_cpu + slowdown. Each worker is paid
 for from the call to the complete result, so the parts of all workers add up to n_workers · makespan.
+
+On several nodes, what of startup, dispatch, tail and drain lies where a worker's node had nothing in hand is transfer:
+
+    node      ┃prologue┃  transfer  ┃ its workers, as above ┃transfer┃ its workers ┃transfer┃  tail  ┃drain┃
+              called   submitted    arrived        finished          arrived ...   finished received last  completed
 """
 
 from __future__ import annotations
@@ -18,19 +23,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from parcompute.values.parts import PARTS, time_of_workers, works_on
 from parcompute.values.timeline import Timeline
-
-PARTS: dict[str, str] = {
-    "useful": "what the kernels take in the serial reference",
-    "prologue": "from the call until the first chunk could be claimed",
-    "startup": "from then until the worker was ready",
-    "dispatch": "between chunks: claiming, waiting for a claim, a dead worker's replacement",
-    "lost_cpu": "inside a kernel but not on a CPU: oversubscription, quota, neighbours, input and output",
-    "slowdown": "on a CPU but slower than serial: memory bandwidth, caches, hardware threads, frequency",
-    "return": "from the end of a kernel until its result stood where it belongs",
-    "tail": "nothing left to claim while others still computed",
-    "drain": "from the last result until the caller had the whole",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +60,8 @@ class Losses:
         W; a process that runs several threads counts once per thread.
     makespan_ns : int
         M, from the call to the complete result.
-    useful_ns, prologue_ns, startup_ns, dispatch_ns, lost_cpu_ns, slowdown_ns, return_ns, tail_ns, drain_ns : int
+    useful_ns, prologue_ns, startup_ns, dispatch_ns, transfer_ns : int
+    lost_cpu_ns, slowdown_ns, return_ns, tail_ns, drain_ns : int
         The parts, see `PARTS`. A negative one is never clipped; `notes` says what it means.
     computing_ns : ndarray of int64, shape (n_workers,)
         Time inside kernels of each worker.
@@ -75,6 +70,11 @@ class Losses:
     reference : Reference or None
         What `useful` was measured against. None: useful is the CPU time inside the kernels of the run
         itself, and slowdown, which then cannot be seen, is 0.
+    bound_ns : int
+        The stamps of nodes may be wrong by this; 0 where the run had none.
+    nodes : tuple of Losses
+        The same of each node, without reference: what is not kernel time adds up to that of the run. Empty where the
+        run had none.
     """
 
     n_workers: int
@@ -83,6 +83,7 @@ class Losses:
     prologue_ns: int
     startup_ns: int
     dispatch_ns: int
+    transfer_ns: int
     lost_cpu_ns: int
     slowdown_ns: int
     return_ns: int
@@ -91,6 +92,8 @@ class Losses:
     computing_ns: npt.NDArray[np.int64]
     kernels_ns: npt.NDArray[np.int64]
     reference: Reference | None
+    bound_ns: int = 0
+    nodes: tuple[Losses, ...] = ()
 
     @property
     def parts_ns(self) -> dict[str, int]:
@@ -199,9 +202,10 @@ class Losses:
             )
         if self.reference is None:
             notes.append("no serial reference: useful is CPU time inside kernels, slowdown cannot be seen")
-        for name in ("prologue", "dispatch", "return", "drain"):
+        for name in ("prologue", "dispatch", "transfer", "return", "drain"):
             if (ns := self.parts_ns[name]) < 0:
-                notes.append(f"{name} is negative ({ns} ns): stamps of the timeline overlap")
+                known = f", the clocks of the nodes are known within {self.bound_ns} ns" if self.bound_ns else ""
+                notes.append(f"{name} is negative ({ns} ns): stamps of the timeline overlap{known}")
         return tuple(notes)
 
     def __str__(self) -> str:
@@ -214,6 +218,9 @@ class Losses:
             f" × CommE {self.communication_efficiency:.3f};"
             f" CompS {self.computation_scaling:.3f}; GE {self.global_efficiency:.3f}"
         )
+        for i, node in enumerate(self.nodes):
+            told = ", ".join(f"{name} {100 * node.share(name):.1f} %" for name, ns in node.parts_ns.items() if ns)
+            lines.append(f"node {i}, {node.n_workers} workers: {told}")
         lines.extend(f"note: {note}" for note in self.notes)
         return "\n".join(lines)
 
@@ -237,8 +244,8 @@ def losses(timeline: Timeline | Sequence[Timeline], reference: Reference | Timel
 
     Notes
     -----
-    W(t1 − t0) = prologue + startup + dispatch + useful + lost_cpu + slowdown + return + tail + drain, exactly:
-    each worker's time from t0 to t1 is cut at stamps, every cut ends one part and begins the next.
+    W(t1 − t0) = prologue + startup + dispatch + transfer + useful + lost_cpu + slowdown + return + tail + drain,
+    exactly: each worker's time from t0 to t1 is cut at stamps, every cut ends one part and begins the next.
 
     * A worker that was ready only after the last result had been stored (t_L) is in startup until t_L; from
       then on, like everyone, in drain. One that got nothing is in tail from when it was ready until t_L.
@@ -248,6 +255,8 @@ def losses(timeline: Timeline | Sequence[Timeline], reference: Reference | Timel
       until that chunk begins.
     * A replacement that goes on under its predecessor's number: the time from the last stored result before
       the death to the next begin, with what was being computed, is in dispatch.
+    * A node has nothing in hand from the call until its first span has arrived, between its spans, and from its last
+      result until the caller has stored it. One that got no span is in startup and tail, as a worker is.
     * The time between two jobs of a run, when the caller has the workers wait, is in the prologue of the second.
     * A chunk that was computed twice is useful once; the other time is in lost_cpu and slowdown, since the
       reference has it once.
@@ -269,75 +278,70 @@ def losses(timeline: Timeline | Sequence[Timeline], reference: Reference | Timel
 def _of_jobs(timelines: Sequence[Timeline], reference: Reference | None) -> Losses:
     if len({timeline.n_workers for timeline in timelines}) != 1:
         raise ValueError(f"the run has jobs of {[t.n_workers for t in timelines]} workers; pass one or more of as many")
-    ledgers = [_of_job(timeline, None) for timeline in timelines]
-    parts_ns = {name: sum(ledger.parts_ns[name] for ledger in ledgers) for name in PARTS}
     makespan_ns = timelines[-1].completed_ns - timelines[0].called_ns
+    return _joined([_of_job(timeline, None) for timeline in timelines], makespan_ns, reference)
+
+
+def _joined(ledgers: Sequence[Losses], makespan_ns: int, reference: Reference | None) -> Losses:
+    parts_ns = {name: sum(ledger.parts_ns[name] for ledger in ledgers) for name in PARTS}
     parts_ns["prologue"] += ledgers[0].n_workers * (makespan_ns - sum(ledger.makespan_ns for ledger in ledgers))
+    same = {tuple(node.n_workers for node in ledger.nodes) for ledger in ledgers}
+    return _ledger(
+        parts_ns,
+        makespan_ns,
+        np.sum([ledger.computing_ns for ledger in ledgers], axis=0),
+        np.concatenate([ledger.kernels_ns for ledger in ledgers]),
+        reference,
+        max(ledger.bound_ns for ledger in ledgers),
+        # None where the jobs were of unlike nodes, one of them from its checkpoint alone.
+        tuple(_joined(each, makespan_ns, None) for each in zip(*(ledger.nodes for ledger in ledgers), strict=True))
+        if len(same) == 1
+        else (),
+    )
+
+
+def _ledger(
+    parts_ns: dict[str, int],
+    makespan_ns: int,
+    computing_ns: npt.NDArray[np.int64],
+    kernels_ns: npt.NDArray[np.int64],
+    reference: Reference | None,
+    bound_ns: int,
+    nodes: tuple[Losses, ...],
+) -> Losses:
+    """Return the ledger of parts in which useful is the CPU time inside the kernels."""
     if reference is not None:
         cpu_ns = parts_ns["useful"]
         parts_ns["useful"] = reference.wall_ns
         parts_ns["lost_cpu"] -= reference.wall_ns - reference.cpu_ns
         parts_ns["slowdown"] = cpu_ns - reference.cpu_ns
     return Losses(
-        n_workers=ledgers[0].n_workers,
+        n_workers=len(computing_ns),
         makespan_ns=makespan_ns,
         **{f"{name}_ns": ns for name, ns in parts_ns.items()},
-        computing_ns=np.sum([ledger.computing_ns for ledger in ledgers], axis=0),
-        kernels_ns=np.concatenate([ledger.kernels_ns for ledger in ledgers]),
+        computing_ns=computing_ns,
+        kernels_ns=kernels_ns,
         reference=reference,
+        bound_ns=bound_ns,
+        nodes=nodes,
     )
 
 
 def _of_job(timeline: Timeline, reference: Reference | None) -> Losses:
-    chunks, n_workers = timeline.chunks, timeline.n_workers
-    by_number = timeline.workers[np.argsort(timeline.workers["worker"], kind="stable")]
-    slot = _slots(by_number["worker"], chunks["worker"])
-
-    # All stamps count from the call: sums of absolute ones would leave 64 bits at some 10^4 chunks of a machine
-    # that has been up for a month.
-    called = timeline.called_ns
-    started, finished, stored = (chunks[name] - called for name in ("started_ns", "finished_ns", "stored_ns"))
-    completed = timeline.completed_ns - called
-    submitted = int(started.min(initial=timeline.submitted_ns - called))
-    last = max(submitted, int(stored.max(initial=submitted)))
-
-    first_of = np.flatnonzero(np.diff(slot, prepend=-1))
-    busy = slot[first_of]
-    begin = by_number["ready_ns"] - called
-    begin[busy] = np.minimum(begin[busy], started[first_of])
-    begin = np.clip(begin, submitted, last)
-
-    last_of = np.append(first_of[1:], len(chunks)) - 1 if len(busy) else first_of
-    end = begin.copy()
-    end[busy] = stored[last_of]
-    # A result that is still on its way when its worker begins the next chunk costs the worker nothing more.
-    left = np.append(np.minimum(stored[:-1], started[1:]), stored[-1:])
-    left[last_of] = stored[last_of]
-    before = np.roll(left, 1)
-    before[first_of] = begin[busy]
-
-    inside = finished - started
-    computing = np.zeros(n_workers, np.int64)
-    np.add.at(computing, slot, inside)
-    computing_ns, cpu_ns = int(inside.sum()), timeline.cpu_ns
-    useful = cpu_ns if reference is None else reference.wall_ns
-    waiting = 0 if reference is None else reference.wall_ns - reference.cpu_ns
-    return Losses(
-        n_workers=n_workers,
-        makespan_ns=completed,
-        useful_ns=useful,
-        prologue_ns=n_workers * submitted,
-        startup_ns=int((begin - submitted).sum()),
-        dispatch_ns=int((started - before).sum()),
-        lost_cpu_ns=computing_ns - cpu_ns - waiting,
-        slowdown_ns=0 if reference is None else cpu_ns - reference.cpu_ns,
-        return_ns=int((left - finished).sum()),
-        tail_ns=int((last - end).sum()),
-        drain_ns=n_workers * (completed - last),
-        computing_ns=computing,
-        kernels_ns=inside[np.argsort(started, kind="stable")],
-        reference=reference,
-    )
+    spent, makespan_ns = time_of_workers(timeline), timeline.makespan_ns
+    computing = spent["useful"] + spent["lost_cpu"]
+    numbers = np.sort(timeline.workers["worker"])
+    chunks = timeline.chunks[np.argsort(timeline.chunks["started_ns"], kind="stable")]
+    kernels = chunks["finished_ns"] - chunks["started_ns"]
+    nodes = []
+    for node in timeline.nodes:
+        mine = works_on(node, numbers)
+        parts_ns = {name: int(ns[mine].sum()) for name, ns in spent.items()}
+        theirs = kernels[works_on(node, chunks["worker"])]
+        nodes.append(_ledger(parts_ns, makespan_ns, computing[mine], theirs, None, int(node["bound_ns"]), ()))
+    parts_ns = {name: int(ns.sum()) for name, ns in spent.items()}
+    bound_ns = max((node.bound_ns for node in nodes), default=0)
+    return _ledger(parts_ns, makespan_ns, computing, kernels, reference, bound_ns, tuple(nodes))
 
 
 def list_schedule(durations: Iterable[int], n_workers: int) -> int:
@@ -352,16 +356,6 @@ def list_schedule(durations: Iterable[int], n_workers: int) -> int:
     for duration in durations:
         heapq.heapreplace(free, free[0] + duration)
     return max(free)
-
-
-def _slots(workers: npt.NDArray[np.int32], of_chunks: npt.NDArray[np.int32]) -> npt.NDArray[np.intp]:
-    """Return for each chunk the row of its worker."""
-    if len(np.unique(workers)) != len(workers):
-        raise ValueError(f"workers={workers.tolist()} has a number twice; give each worker one row")
-    unknown = np.setdiff1d(of_chunks, workers)
-    if len(unknown):
-        raise ValueError(f"chunks name the workers {unknown.tolist()}, the timeline has {workers.tolist()}")
-    return np.searchsorted(workers, of_chunks)
 
 
 def _computing_ns(chunks: npt.NDArray[np.void]) -> int:

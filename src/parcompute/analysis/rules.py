@@ -115,7 +115,9 @@ def checklist(study: Study) -> list[Rule]:
 
 
 def _levels(study: Study) -> str:
-    factors = ("backend", "variant", "n_workers", "threads_per_worker", "blas_threads", "schedule", "start_method")
+    factors = ["backend", "variant", "n_workers", "threads_per_worker", "blas_threads", "schedule", "start_method"]
+    if any(run.configuration.n_nodes > 1 for run in study.runs):
+        factors.append("n_nodes")
     told = []
     for factor in factors:
         levels = sorted({getattr(run.configuration, factor) for run in study.runs} - {""})

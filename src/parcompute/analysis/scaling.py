@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from parcompute.analysis.fits import Fit, fit
 from parcompute.analysis.laws import equal_chunks_efficiency, karp_flatt, karp_flatt_sd
-from parcompute.analysis.losses import PARTS, Losses, Reference, losses
+from parcompute.analysis.losses import Losses, Reference, losses
 from parcompute.machine.provenance import Provenance, Value
 from parcompute.values.intervals import Interval, Summary, ratio, summarise
-from parcompute.values.sweep import Configuration, Run
+from parcompute.values.parts import PARTS
+from parcompute.values.sweep import Configuration, Run, by_nodes
 
 # Levels that go without saying in a label; file and figures' captions have them all.
 DEFAULTS = ("guided", "forkserver")
@@ -66,7 +67,9 @@ class Point:
     Attributes
     ----------
     n_workers : int
-        N; a process that runs several threads counts once per thread.
+        N, over all nodes; a process that runs several threads counts once per thread.
+    n_nodes : int
+        On how many nodes these are.
     wall : Summary
         Seconds.
     walls_s : ndarray, shape (n_runs,)
@@ -83,7 +86,7 @@ class Point:
     efficiency_bound : float
         The most that the number of indivisible pieces allows, for pieces of equal cost.
     beyond : bool
-        More workers than CPUs: not fitted.
+        More workers than CPUs, of all its hosts: not fitted.
     lost : mapping of str to float
         Share of all core-seconds in each part of the ledger; empty where no run has a timeline.
     fraction : mapping of str to float
@@ -94,6 +97,7 @@ class Point:
     """
 
     n_workers: int
+    n_nodes: int
     wall: Summary
     walls_s: npt.NDArray[np.float64]
     speedup: Interval
@@ -125,12 +129,14 @@ class Curve:
         Of it.
     variant : str
         Which of the experiment's own ways; empty where it has only one.
+    n_nodes : int
+        On how many nodes; 0 where each point has its own number of them (see `Point.n_nodes`).
     kind : {"strong", "weak"}
         Whether the work was the same for every number of workers or grew with it.
     n_items, block_items : int
         Size of the problem (for weak scaling: per worker) and of a block.
     n_cpus : int
-        CPUs that could be used.
+        CPUs that could be used, of a node.
     base : Base
         What speedups are relative to.
     points : tuple of Point
@@ -150,6 +156,7 @@ class Curve:
     threads_per_worker: int
     blas_threads: int
     variant: str
+    n_nodes: int
     kind: str
     n_items: int
     block_items: int
@@ -165,7 +172,8 @@ class Curve:
         """Name of the way: backend, and the other factors where they are not as by default."""
         threads = f"{self.threads_per_worker} threads" if self.threads_per_worker > 1 else ""
         blas = f"{self.blas_threads} BLAS threads" if self.blas_threads > 1 else ""
-        levels = (self.variant, self.schedule, self.start_method, threads, blas)
+        nodes = f"{self.n_nodes} nodes" if self.n_nodes > 1 else ""
+        levels = (self.variant, self.schedule, self.start_method, threads, blas, nodes)
         return ", ".join((self.backend, *(part for part in levels if part not in ("", *DEFAULTS))))
 
 
@@ -196,6 +204,9 @@ def curves(
 ) -> tuple[Curve, ...]:
     """Return a curve for each way of running that is no base case itself.
 
+    Runs on several nodes make one curve with those on one where each node has the same number of workers, so that the
+    number of workers tells that of nodes; else each number of nodes has a curve of its own.
+
     Parameters
     ----------
     runs : iterable of Run
@@ -203,7 +214,7 @@ def curves(
     base : {"best_serial", "one_worker", "smallest_n"}
         What speedups are relative to.
     n_cpus : int
-        CPUs that could be used: no fit goes beyond. Where two hardware threads share a core and both were
+        CPUs of a node that could be used: no fit goes beyond. Where two hardware threads share a core and both were
         used, pass the number of cores, since a law of scaling does not hold across the step between them.
     provenance : mapping, optional
         The conditions by id. Without it all runs must have the same id, with it the same conditions.
@@ -221,12 +232,20 @@ def curves(
     _refuse_unlike(runs, provenance)
     ways: dict[tuple[Configuration, int], list[Run]] = {}
     for run in runs:
-        ways.setdefault((replace(run.configuration, n_workers=0, n_items=_size(run)), run.block_items), []).append(run)
+        way = replace(run.configuration, n_workers=0, n_nodes=1, n_items=_size(run))
+        ways.setdefault((way, run.block_items), []).append(run)
     return tuple(
-        _curve(members, runs, base, n_cpus, seed)
-        for members in ways.values()
+        _curve(members, of_way, runs, base, n_cpus, provenance or {}, seed)
+        for of_way in ways.values()
+        for members in by_nodes(of_way)
         if members[0].configuration.backend != "serial" and any(run.counts for run in members)
     )
+
+
+def room(run: Run, n_cpus: int, provenance: Conditions) -> int:
+    """Return the CPUs that a run had, if each of its hosts has `n_cpus`; several nodes may be on one host."""
+    hosts = str(provenance.get(run.provenance, {}).get("node_hosts", ""))
+    return n_cpus * (len(set(hosts.split(", "))) if hosts else run.configuration.n_nodes)
 
 
 # ── one curve ─────────────────────────────────────────────────────────────────────────────────────────
@@ -248,14 +267,23 @@ def _refuse_unlike(runs: Sequence[Run], provenance: Conditions | None) -> None:
         raise ValueError(f"runs of unlike conditions are mixed: {', '.join(sorted(ids))}; sort them with alike() first")
 
 
-def _curve(members: Sequence[Run], runs: Sequence[Run], kind: BaseKind, n_cpus: int, seed: int) -> Curve:
+def _curve(
+    members: Sequence[Run],
+    of_way: Sequence[Run],
+    runs: Sequence[Run],
+    kind: BaseKind,
+    n_cpus: int,
+    conditions: Conditions,
+    seed: int,
+) -> Curve:
     used = [run for run in members if run.counts]
     by_n: dict[int, list[Run]] = {}
     for run in sorted(used, key=lambda run: run.configuration.n_workers):
         by_n.setdefault(run.configuration.n_workers, []).append(run)
     first = members[0].configuration
     serial = [run for run in runs if run.counts and _is_serial_of(run, members[0])]
-    of_base = {"best_serial": serial, "one_worker": by_n.get(1, []), "smallest_n": by_n[min(by_n)]}[kind]
+    one = [run for run in of_way if run.counts and run.configuration.n_workers == 1]
+    of_base = {"best_serial": serial, "one_worker": one, "smallest_n": by_n[min(by_n)]}[kind]
     if not of_base:
         wanted = "backend serial" if kind == "best_serial" else f"backend {first.backend} with n_workers=1"
         raise ValueError(
@@ -265,7 +293,8 @@ def _curve(members: Sequence[Run], runs: Sequence[Run], kind: BaseKind, n_cpus: 
     c = of_base[0].configuration
     base = Base(kind, c.backend, c.n_workers, summarise(_walls(of_base)))
     reference = _reference(of_base) if c.n_workers == 1 and first.kind == "strong" else None
-    fitted = [run for run in used if run.configuration.n_workers <= n_cpus]
+    fitted = [run for run in used if run.configuration.n_workers <= room(run, n_cpus, conditions)]
+    numbers = {run.configuration.n_nodes for run in members}
     return Curve(
         backend=first.backend,
         schedule=first.schedule,
@@ -273,12 +302,15 @@ def _curve(members: Sequence[Run], runs: Sequence[Run], kind: BaseKind, n_cpus: 
         threads_per_worker=first.threads_per_worker,
         blas_threads=first.blas_threads,
         variant=first.variant,
+        n_nodes=numbers.pop() if len(numbers) == 1 else 0,
         kind=first.kind,
         n_items=_size(members[0]),
         block_items=members[0].block_items,
         n_cpus=n_cpus,
         base=base,
-        points=tuple(_point(at_n, of_base, base, n_cpus, reference) for at_n in by_n.values()),
+        points=tuple(
+            _point(at_n, of_base, base, room(at_n[0], n_cpus, conditions), reference) for at_n in by_n.values()
+        ),
         parallel_tax=ratio(_walls(by_n[1]), _walls(serial)) if serial and 1 in by_n else None,
         fit=_fit(fitted, first.kind, seed) if fitted else None,
         left_out=Counter("not verified" if not run.verified else "disturbed" for run in members if not run.counts),
@@ -316,6 +348,7 @@ def _point(runs: Sequence[Run], of_base: Sequence[Run], base: Base, n_cpus: int,
     CompS = [ledger.computation_scaling for ledger in ledgers if ledger.computing_ns.any()]
     return Point(
         n_workers=N,
+        n_nodes=c.n_nodes,
         wall=wall,
         walls_s=walls,
         speedup=speedup,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from parcompute.analysis.scaling import BaseKind, Curve, curves
@@ -44,7 +44,7 @@ class Study:
     curves : tuple of Curve
         One for each way of running that has runs that count, by name.
     n_cpus : int
-        Up to how many workers a law of scaling may be fitted.
+        Up to how many workers of a node a law of scaling may be fitted.
     n_not_shown : int
         Runs of the file with other conditions, seeds, sizes or of the other kind.
     """
@@ -76,13 +76,21 @@ class Study:
             run
             for run in self.counted
             if run.configuration.n_workers == n_workers and _way(run.configuration, run) == _way(curve, curve)
+            if curve.n_nodes in (0, run.configuration.n_nodes)
         )
+
+    def has_cpus(self, run: Run) -> bool:
+        """Tell whether each worker of a run had a CPU of its own."""
+        c = run.configuration
+        beyond = {(p.n_workers, p.n_nodes) for curve in self.curves for p in curve.points if p.beyond}
+        return (c.n_workers, c.n_nodes) not in beyond
 
     def __str__(self) -> str:
         at = self.provenance
+        nodes = f", on nodes of {at.node_cpu_models}" if at.node_cpu_models else ""
         return (
             f"{self.experiment}: {len(self.runs)} runs of {self.n_items} items, seed {self.seed}, on "
-            f"{at.cpu_model} ({at.usable_cpus} usable CPUs), conditions {self.conditions[:8]}"
+            f"{at.cpu_model} ({at.usable_cpus} usable CPUs){nodes}, conditions {self.conditions[:8]}"
         )
 
 
@@ -108,7 +116,7 @@ def studies(recorded: Recorded) -> tuple[Study, ...]:
             rows.sort()
         runs = tuple(recorded.runs[row] for row in rows)
         provenance = Provenance.from_fields(recorded.provenance[runs[-1].provenance])
-        n_cpus = fit_limit(provenance, max(run.configuration.n_workers for run in runs))
+        n_cpus = fit_limit(provenance, most_of_a_node(run.configuration for run in runs))
         drawn = _curves(runs, n_cpus, recorded.provenance)
         n_not_shown = len(recorded.runs) - len(runs)
         study = Study(
@@ -205,8 +213,13 @@ def why_left_out(run: Run) -> str:
     return "" if math.isfinite(run.wall_s) and run.wall_s > 0 else "without a time"
 
 
+def most_of_a_node(those: Iterable[Configuration]) -> int:
+    """Return the largest number of workers that one node has in any of the configurations."""
+    return max(c.n_workers // c.n_nodes for c in those)
+
+
 def fit_limit(provenance: Provenance, most: int) -> int:
-    """Return the number of workers up to which a law may be fitted, if at most so many are run.
+    """Return the number of workers up to which a law may be fitted on a node, if at most so many are run there.
 
     The usable CPUs; the cores, where two hardware threads share one and more workers than cores are run, since
     no law of scaling holds across that step; all, where neither is known.
@@ -232,7 +245,7 @@ def _curves(runs: Sequence[Run], n_cpus: int, conditions: Mapping[str, Mapping[s
 
 def _sorted(found: Sequence[Curve]) -> tuple[Curve, ...]:
     # Rounds are in random order, so that of the first runs means nothing.
-    return tuple(sorted(found, key=lambda curve: _way(curve, curve)))
+    return tuple(sorted(found, key=lambda curve: (_way(curve, curve), curve.n_nodes)))
 
 
 def _size(run: Run) -> int:

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from parcompute.analysis.choice import Compared
+from parcompute.analysis.fits import Fit
+from parcompute.analysis.laws import LAWS
 from parcompute.analysis.scaling import Curve
 from parcompute.analysis.studies import Study
 from parcompute.analysis.verdict import verdict
@@ -25,21 +28,25 @@ def table(study: Study) -> list[str]:
     curves = study.curves
     if not curves:
         return [str(study), *_serial_only(study), *_left_out(study)]
-    lines = [str(study), *_verified(study), *_bases(curves), *_aligned(points(study))]
+    lines = [str(study), *_verified(study), *_bases(curves), *aligned(points(study))]
     if any(point.beyond for curve in curves for point in curve.points):
-        lines.append(f"* more workers than {study.n_cpus} CPU{'s' * (study.n_cpus > 1)}: in no fit")
+        of_each = " of each node" if _several(curves) else ""
+        lines.append(f"* more workers than {study.n_cpus} CPU{'s' * (study.n_cpus > 1)}{of_each}: in no fit")
     return lines + _left_out(study)
 
 
 def points(study: Study) -> list[tuple[str, ...]]:
     """Return a heading, and a row per point of the curves: times, speed-ups and efficiencies with their intervals."""
-    rows: list[tuple[str, ...]] = [("backend", "workers", "runs", "time (s)", "speed-up", "efficiency (%)")]
+    several = _several(study.curves)
+    shape = ("workers", "nodes") if several else ("workers",)
+    rows: list[tuple[str, ...]] = [("backend", *shape, "runs", "time (s)", "speed-up", "efficiency (%)")]
     for curve in study.curves:
         for point in curve.points:
             rows.append(
                 (
                     curve.label,
                     f"{point.n_workers}{'*' if point.beyond else ''}",
+                    *((str(point.n_nodes),) if several else ()),
                     str(point.wall.n),
                     _shown(point.wall.median),
                     _shown(point.speedup, 2),
@@ -47,6 +54,42 @@ def points(study: Study) -> list[tuple[str, ...]]:
                 )
             )
     return rows
+
+
+def of_laws(found: Mapping[str, Compared]) -> list[str]:
+    """Return lines that put the fits of several curves side by side: a row per curve and law that it prefers.
+
+    Without a preferred law the first one that the points tell is shown, in brackets.
+    """
+    rows: list[tuple[str, ...]] = [("curve", "points", "workers", "law", "parameters")]
+    for name, compared in found.items():
+        told = [each for each in compared.fits.values() if each.identifiable]
+        shown = compared.fits[compared.preferred] if compared.preferred else next(iter(told), None)
+        first = next(iter(compared.fits.values()))
+        law = shown.law if shown else "none"
+        rows.append(
+            (
+                name,
+                str(len(first.times_s)),
+                f"{first.n_workers.min():g}–{first.n_workers.max():g}",
+                law if compared.preferred else f"({law})",
+                "; ".join(_parameters(shown)) if shown else first.reason,
+            )
+        )
+    return aligned(rows)
+
+
+def _parameters(fit: Fit) -> list[str]:
+    told = []
+    for name in LAWS[fit.law].parameters:
+        low, high = fit.intervals.get(name, (math.nan, math.nan))
+        interval = f" (95 % {low:.3g}–{high:.3g})" if not math.isnan(low) else ""
+        told.append(f"{name} {fit.parameters[name]:.4g}{interval}")
+    return told
+
+
+def _several(curves: Sequence[Curve]) -> bool:
+    return any(point.n_nodes > 1 for curve in curves for point in curve.points)
 
 
 def csv_of(runs: Iterable[tuple[Path, Run]]) -> str:
@@ -131,7 +174,7 @@ def _serial_only(study: Study) -> list[str]:
     if len(walls_s) == 1:
         return [f"serial runs only, nothing to compare them with: {summarise(*walls_s.values()).median} s"]
     rows = [(way, str(len(times)), _shown(summarise(times).median)) for way, times in sorted(walls_s.items())]
-    return _aligned([("way", "runs", "time (s)"), *rows])
+    return aligned([("way", "runs", "time (s)"), *rows])
 
 
 def _left_out(study: Study) -> list[str]:
@@ -151,8 +194,8 @@ def _shown(interval: Interval, digits: int | None = None) -> str:
     return f"{interval.value:.{digits}f} ({kind} {interval.low:.{digits}f}–{interval.high:.{digits}f})"
 
 
-def _aligned(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Pad each column to its widest cell, text to the left and numbers to the right."""
+def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return rows as lines: pad each column to its widest cell, text to the left and numbers to the right."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

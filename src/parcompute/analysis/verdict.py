@@ -36,10 +36,13 @@ def verdict(curve: Curve) -> str:
 
 def _reach(best: Point, curve: Curve) -> str:
     S, where = best.speedup, f"{best.n_workers} CPU{'s' * (best.n_workers > 1)}"
+    if best.n_nodes > 1:
+        where += f" of {best.n_nodes} nodes"
     spread = f"{'range' if S.is_range else '95 %'} {S.low:.2f}–{S.high:.2f}"
     details = f"({spread}; base: {curve.base})"
     if best.beyond:
-        return f"{S.value:.2f}× with {best.n_workers} workers on {curve.n_cpus} CPUs {details}"
+        cpus = f"{curve.n_cpus} CPUs{f' of each of {best.n_nodes} nodes' * (best.n_nodes > 1)}"
+        return f"{S.value:.2f}× with {best.n_workers} workers on {cpus} {details}"
     if S.is_range:
         return f"{S.value:.2f}× on {where} {details}, too few runs to be sure"
     if not S.excludes(1.0):
@@ -85,6 +88,7 @@ _CAUSES = {
     "slowdown": "slower compute",
     "lost_cpu": "not on a CPU",
     "dispatch": "communication",
+    "transfer": "between nodes",
     "return": "results",
     "tail": "imbalance",
     "base": "of the base itself",

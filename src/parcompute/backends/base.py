@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pickle
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from parcompute.jobs import pickling, world
 from parcompute.jobs.job import Failure, Job, KernelError, is_ctrl_c
+from parcompute.jobs.schedule import written
 from parcompute.jobs.setup import Setup
 from parcompute.jobs.world import World
 from parcompute.values.blocks import Plan
@@ -275,7 +277,7 @@ class CountsDone:
 
     def carried_out(self, plan: Plan) -> Plan:
         """Return the plan as it is, and what the backend has chosen."""
-        return replace(plan, why=f"{plan.why}; {self.why}") if self.why else plan
+        return plan.adding(self.why) if self.why else plan
 
     def n_done(self) -> int:
         """Return how many blocks of the job that runs are done."""
@@ -319,15 +321,19 @@ def timeline(
     called_ns, submitted_ns, completed_ns : int
         See `Timeline`.
     rows : structured ndarray of CHUNK_DTYPE
-        What the workers have stamped.
+        What the workers have stamped; those with zeros only are none.
     workers : sequence of (int, int)
         Process id, and when it was ready, of each worker.
     deaths : sequence of (int, int, int, int)
         Worker, process id, exit status and when it was noticed, of each worker that has ended.
     """
+    tables = functools.partial(_tables, rows, workers, deaths)
+    return Timeline.unread(called_ns, submitted_ns, completed_ns, tables)
+
+
+def _tables(rows: Any, workers: Any, deaths: Any) -> tuple[npt.NDArray[np.void], ...]:
     table = np.array([(w, pid, ready) for w, (pid, ready) in enumerate(workers)], WORKER_DTYPE)
-    rows = rows.astype(CHUNK_DTYPE, copy=False)
-    return Timeline(called_ns, submitted_ns, completed_ns, rows, table, np.array(list(deaths), DEATH_DTYPE))
+    return written(rows), table, np.array(list(deaths), DEATH_DTYPE)
 
 
 def conclude(job: Job, failures: Sequence[Failure], lost: Sequence[WorkerLost] = ()) -> tuple[Trouble, ...]:
@@ -342,7 +348,7 @@ def conclude(job: Job, failures: Sequence[Failure], lost: Sequence[WorkerLost] =
     """
     errors: list[Trouble] = [*(failure.error() for failure in failures), *lost]
     errors.sort(key=position)
-    if errors and (not job.keep_going or job.outputs.arrays is None or errors[0].block is None):
+    if errors and (not job.keep_going or errors[0].block is None):
         raise errors[0]
     for error in errors:
         if error.block is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import logging
 import os
 import threading
 import warnings
@@ -56,8 +57,7 @@ class _Workers:
         self._links: dict[int, _Link] = {}
         self._n = 0
         self._joining: dict[str, asyncio.Task[Exception | None]] = {}
-        self._looking = False
-        self._closed = False
+        self._looking = self._closed = False
         self._error = self._not_reached = ""
 
     def open(self, heard: Callable[[int, wire.Message | None], None]) -> None:
@@ -128,8 +128,8 @@ class _Workers:
         try:
             running = self._client._run(install, workers=[address], on_error="return")
             answer = (await asyncio.wait_for(running, _CONNECT_S)).get(address)
-        except (OSError, TimeoutError) as error:
-            raise _NotReached(f"the Dask worker {address}, which the scheduler has, does not answer it") from error
+        except OSError as error:  # TimeoutError too
+            answer = error
         if isinstance(answer, OSError):
             raise _NotReached(f"the Dask worker {address}, which the scheduler has, does not answer it") from answer
         if isinstance(answer, BaseException):
@@ -141,9 +141,8 @@ class _Workers:
     async def _connect(self, address: str) -> None:
         from distributed.comm import connect
 
-        arguments = self._client.connection_args
         try:
-            comm = await connect(address, timeout=_CONNECT_S, **arguments)
+            comm = await connect(address, timeout=_CONNECT_S, **self._client.connection_args)
         except OSError as error:
             raise _NotReached(
                 f"this program does not reach the Dask worker {address} ({error}), which the scheduler has; run it "
@@ -199,7 +198,17 @@ class _Link:
 
     def begin(self) -> None:
         """Write and read; in the thread of the loop."""
-        self._tasks = [asyncio.ensure_future(does()) for does in (self._write, self._read, self._watch)]
+        self._tasks = [asyncio.ensure_future(self._until_lost(does)) for does in (self._write, self._read, self._watch)]
+
+    async def _until_lost(self, does: Callable[[], Any]) -> None:
+        try:
+            await does()
+        except OSError:  # the other side is gone
+            pass
+        except Exception:  # of a message that cannot be rebuilt here: this side is of no use to the other any more
+            logging.getLogger(__name__).exception("a connection between nodes is given up:")
+        finally:
+            self._lose()
 
     def send(self, message: wire.Message) -> None:
         """Send a message; from any thread."""
@@ -213,15 +222,11 @@ class _Link:
         self._outbox.put_nowait(message)
 
     async def _write(self) -> None:
-        try:
-            with contextlib.suppress(OSError):
-                while (message := await self._outbox.get()) is not None:
-                    await self._write_urgent()
-                    if message:
-                        await self._write_one(message)
-                    del message
-        finally:
-            self._lose()
+        while (message := await self._outbox.get()) is not None:
+            await self._write_urgent()
+            if message:
+                await self._write_one(message)
+            del message
 
     async def _write_urgent(self) -> None:
         while self._urgent:
@@ -246,15 +251,11 @@ class _Link:
                 await self._comm.write({"piece": to_serialize(part[at : at + _PIECE_BYTES])})
 
     async def _read(self) -> None:
-        try:
-            with contextlib.suppress(OSError):
-                while True:
-                    came = await self._come()
-                    parts = [await self._pieces(one) if isinstance(one, int) else one for one in came["parts"]]
-                    self._heard(wire.unpack(parts[0].data, parts[1:]))
-                    del came, parts
-        finally:
-            self._lose()
+        while True:
+            came = await self._come()
+            parts = [await self._pieces(one) if isinstance(one, int) else one for one in came["parts"]]
+            self._heard(wire.unpack(parts[0].data, parts[1:]))
+            del came, parts
 
     async def _come(self) -> Any:
         came = await self._comm.read()

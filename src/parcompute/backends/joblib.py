@@ -34,6 +34,7 @@ from parcompute.jobs import modules, pickling, variables, world
 from parcompute.jobs.job import Failure, Job
 from parcompute.jobs.setup import Packed
 from parcompute.machine import blas, signals
+from parcompute.machine.batch import deadline
 from parcompute.memory import shared, sources
 from parcompute.values.timeline import Timeline
 from parcompute.workers import desk, surroundings
@@ -84,23 +85,24 @@ class Joblib(CountsDone, StoresHere):
         """Compute every block once, or raise when a worker dies."""
         with signals.taken(self._turn), signals.at_any_line():
             self.wait_until_ready()
-            caller = tasks.Caller(job, self.allocate)
+            stop = shared.share(np.zeros(1, np.uint8))
+            caller = tasks.Caller(job, self.allocate, stop)
             self._running = weakref.ref(caller)
             # joblib maps arrays into files by itself; an open dataset it cannot send, nor many a kernel
             inputs = tuple(sources.portable(array) for array in job.inputs)
             pickled, keep_alive = pickling.dumps(replace(job, inputs=()), f"kernel {job.name}")
             compute, number = self._joblib.delayed(_chunk), next(_numbers)
             told = world.OnArrival(None if job.world is None else job.world.told(None))
-            stop = shared.share(np.zeros(1, np.uint8))
             submitted_ns = time.perf_counter_ns()
             try:  # a worker may die while tasks are still handed out
-                answers = self._parallel(return_as="generator_unordered")(
-                    compute(self._setup, told, stop, number, pickled, inputs, *task) for task in list(caller.chunks())
-                )
-                for answer in answers:
-                    caller.store(answer)
-                    if caller.failures and not job.keep_going:
-                        stop[0] = 1  # joblib warns about answers that nobody takes
+                for chunks in caller.rounds(self.n_workers):
+                    answers = self._parallel(return_as="generator_unordered")(
+                        compute(self._setup, told, stop, number, pickled, inputs, *task) for task in chunks
+                    )
+                    for answer in answers:
+                        caller.store(answer)
+                        if caller.failures and not job.keep_going:
+                            caller.stop_all()  # joblib warns about answers that nobody takes
             except Broken as error:
                 self._failure = error.failure
                 self._require_unbroken()
@@ -187,6 +189,7 @@ class Joblib(CountsDone, StoresHere):
 
 def _who(place: surroundings.Place, setup: Packed | None) -> int:
     place.restore()
+    deadline.settle()
     with _at(setup):
         return os.getpid()
 

@@ -21,6 +21,10 @@ _REMEMBERED = 256
 # A job that takes less in one worker is over before another one is awake.
 _BRIEF_NS = 150_000
 
+# Blocks of less CPU time may be too short for several threads: NumPy lets go of the interpreter lock in each call, and
+# to take it again from another thread costs as much as the call.
+SHORT_NS = 60_000
+
 # Wrappers within wrappers are told apart as deep as that; a function may refer to itself.
 _DEPTH = 3
 
@@ -39,15 +43,20 @@ class Kinds(Generic[_T]):
     def __init__(self, nothing: Callable[[], _T]) -> None:
         self._nothing = nothing
         self._known: collections.OrderedDict[Hashable, _T] = collections.OrderedDict()
+        self._last: Hashable = None
+        self._of_last = nothing()
 
     def of(self, job: Job) -> _T:
         """Return what is known of jobs like this one, to be looked at and changed."""
         kind = _kind_of(job)
-        known = self._known.setdefault(kind, self._nothing())
-        self._known.move_to_end(kind)
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
-        return known
+        if kind != self._last:  # to compare takes a third of the time of a look into the dictionary
+            if kind not in self._known:
+                self._known[kind] = self._nothing()
+            self._known.move_to_end(kind)
+            self._last, self._of_last = kind, self._known[kind]
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return self._of_last
 
     def __len__(self) -> int:
         return len(self._known)
@@ -55,6 +64,7 @@ class Kinds(Generic[_T]):
     def clear(self) -> None:
         """Forget all."""
         self._known.clear()
+        self._last = None
 
 
 def is_brief(rows: npt.NDArray[np.void]) -> bool:

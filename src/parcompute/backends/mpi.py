@@ -88,8 +88,10 @@ class Post:
             if self._closing and not self._waiting and not self._sending:
                 return
             idle_s = now_s - last_s
-            if idle_s > _BUSY_S:
-                self._news.wait(_SHORT_S if idle_s < _SHORT_FOR_S or self._sending else _LONG_S)
+            if self._sending:  # an MPI moves a piece with each look
+                time.sleep(0)
+            elif idle_s > _BUSY_S:
+                self._news.wait(_SHORT_S if idle_s < _SHORT_FOR_S else _LONG_S)
                 self._news.clear()
 
     def _send_all(self) -> bool:

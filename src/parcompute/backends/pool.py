@@ -40,6 +40,7 @@ from parcompute.jobs import modules, pickling, world
 from parcompute.jobs.job import Failure, Job
 from parcompute.jobs.setup import Packed, Setup
 from parcompute.machine import blas, signals
+from parcompute.machine.batch import deadline
 from parcompute.memory import shared
 from parcompute.values.timeline import Timeline
 from parcompute.workers import desk, surroundings
@@ -120,15 +121,16 @@ class Pool(CountsDone, StoresHere):
             pickled = world.pack(job.world, self._world, pickled)
             segment = shared.share(np.frombuffer(b"\0" + pickled, np.uint8))
             self._n_jobs += 1
-            caller = tasks.Caller(job, self.allocate)
+            caller = tasks.Caller(job, self.allocate, segment)
             self._running = weakref.ref(caller)
             submitted_ns = time.perf_counter_ns()
-            answers = self._pool.imap_unordered(partial(_chunk, self._n_jobs, segment), list(caller.chunks()))
+            compute = partial(_chunk, self._n_jobs, segment)
             try:
-                for answer in self._watched(answers, job):
-                    caller.store(pickle.loads(answer))
-                    if caller.failures and not job.keep_going:
-                        segment[0] = 1  # the chunks that are queued answer at once
+                for chunks in caller.rounds(self.n_workers):
+                    for answer in self._watched(self._pool.imap_unordered(compute, chunks), job):
+                        caller.store(pickle.loads(answer))
+                        if caller.failures and not job.keep_going:
+                            caller.stop_all()  # the chunks that are queued answer at once
             except BaseException as error:  # Ctrl-C too: chunks are left in the queues
                 self._begin_anew(error)
                 raise
@@ -334,6 +336,7 @@ def _initialize(blas_threads: int | None, place: surroundings.Place, setup: Setu
     global _place
     place.restore()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    deadline.settle()
     world.begin(known)
     np.random.seed()
     blas.limit(blas_threads)

@@ -63,7 +63,7 @@ class Serial(CountsDone, StoresHere):
         """Compute every block once."""
         self.wait_until_ready()
         board = Board(1, job.plan.n_blocks, job.plan.n_chunks)
-        job.follow(board.done)
+        job.follow(board.done, stop=board.stop, current=board.current)
         self._running = weakref.ref(board)
 
         def shaped(index: int, shape: Any) -> None:

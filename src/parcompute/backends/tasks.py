@@ -25,8 +25,12 @@ from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.outputs import Allocate
 from parcompute.jobs.schedule import DONE
 from parcompute.jobs.setup import Packed, Setup, State
+from parcompute.memory import sources
 from parcompute.values.blocks import Block
 from parcompute.values.timeline import CHUNK_DTYPE
+
+# Of results that go to files, so many bytes are on their way; but at least four blocks for each worker.
+_ROUND_BYTES = 2**24
 
 Place = State | Failure  # of a worker process: what it keeps, or why it has nothing
 
@@ -71,7 +75,7 @@ class Answer:
 
 
 def compute_unless(stop: npt.NDArray[np.uint8], job: Job, chunk: int, blocks: tuple[int, ...] | None = None) -> Answer:
-    """Compute blocks of a chunk, here, up to the first that fails unless the job keeps going; none if told so.
+    """Compute blocks of a chunk, here, up to the first that fails unless the job keeps going, or until told to stop.
 
     `blocks` are those that are left of it; None is all.
     """
@@ -80,7 +84,9 @@ def compute_unless(stop: npt.NDArray[np.uint8], job: Job, chunk: int, blocks: tu
     failures: list[Failure] = []
     started_ns = time.perf_counter_ns()
     cpu_ns = -time.thread_time_ns()
-    for index in () if stop[0] else job.plan.chunk(chunk) if blocks is None else blocks:
+    for index in job.plan.chunk(chunk) if blocks is None else blocks:
+        if stop[0]:
+            break
         block = job.plan.block(index)
         try:
             result = _computed(job, call, block)
@@ -128,6 +134,7 @@ class Caller:
 
     job: Job
     allocate: Allocate
+    stop: npt.NDArray[np.uint8]  # set to 1, no worker begins another block
     failures: list[Failure] = field(default_factory=list)
     _early: list[Answer] = field(default_factory=list)
     _rows: list[tuple[int, ...]] = field(default_factory=list)
@@ -135,7 +142,12 @@ class Caller:
 
     def __post_init__(self) -> None:
         self._done = np.zeros(self.job.plan.n_blocks, np.uint8)
-        self.job.follow(self._done, every_s=0.0)  # an answer may be an hour's work, and the next an hour away
+        # An answer may be an hour's work, and the next an hour away.
+        self.job.follow(self._done, every_s=0.0, stop=self.stop_all)
+
+    def stop_all(self) -> None:
+        """Have the chunks that are queued answer at once, and the others after the block that they compute."""
+        self.stop[0] = 1
 
     @property
     def n_done(self) -> int:
@@ -150,10 +162,33 @@ class Caller:
             if n_done < len(blocks):
                 yield chunk, tuple(i for i in blocks if not self._done[i]) if n_done else None
 
+    def rounds(self, n_workers: int) -> Iterator[list[tuple[int, tuple[int, ...] | None]]]:
+        """Yield the chunks that are handed out together; the next are when all of these have been stored.
+
+        All at once, but for results that go to files: an engine takes answers from its workers whether or not they are
+        written, so that no more are asked for than memory holds.
+        """
+        outputs, plan = self.job.outputs, self.job.plan
+        stored = outputs.stored or ()
+        if all(isinstance(place, np.ndarray) and not sources.lies_in_file(place) for place in stored):
+            yield list(self.chunks())
+            return
+        block_bytes = sum(place.nbytes for place in stored) // plan.n_blocks
+        per_task = max(1, _ROUND_BYTES // (max(1, block_bytes) * 4 * n_workers))
+        tasks: list[tuple[int, tuple[int, ...] | None]] = []
+        for chunk, blocks in self.chunks():
+            left = blocks or plan.chunk(chunk)
+            tasks += [(chunk, tuple(left[n : n + per_task])) for n in range(0, len(left), per_task)]
+            while len(tasks) >= 4 * n_workers:
+                yield tasks[: 4 * n_workers]
+                del tasks[: 4 * n_workers]
+        yield tasks
+
     def store(self, answer: Answer) -> None:
         """Put the results of a chunk in their place; those before block 0's wait for it."""
         self.failures += answer.failures
-        if self.job.outputs.arrays is None and answer.chunk != 0 and not self._first_failed():
+        # Where block 0 is another task's, it says nothing here.
+        if self.job.outputs.arrays is None and answer.chunk != 0 and not (self._done[0] or self._first_failed()):
             self._early.append(answer)
             return
         self._place(answer)
@@ -194,7 +229,7 @@ class Caller:
         """
         troubles = conclude(self.job, self.failures)
         missing = self.job.plan.n_blocks - self.n_done - len(troubles)
-        if missing:
+        if missing and not self.job.ended:
             raise RuntimeError(f"the engine has lost the answers of {missing} of {self.job.plan.n_blocks} blocks")
         return troubles
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, deliver, timeline
-from parcompute.backends.kinds import Kinds, is_brief
+from parcompute.backends.kinds import SHORT_NS, Kinds, is_brief
 from parcompute.jobs import variables, world
 from parcompute.jobs.job import Failure, Job
 from parcompute.jobs.outputs import Allocate
@@ -26,10 +26,6 @@ from parcompute.jobs.setup import State
 from parcompute.machine import blas, signals
 from parcompute.values.timeline import Timeline
 from parcompute.workers.walk import walk
-
-# Blocks of less CPU time may be too short for several threads: NumPy lets go of the interpreter lock in each call, and
-# to take it again from another thread costs as much as the call.
-_SHORT_NS = 60_000
 
 # Threads that take turns keep so many CPUs busy, all together.
 _ONE_CPU = 0.6, 1.3
@@ -57,14 +53,16 @@ class _Pace:
 
     def learn(self, rows: npt.NDArray[np.void], n_blocks: int, makespan_ns: int, alone: bool) -> None:
         """Take note of a job."""
-        cpu_ns = int(rows["cpu_ns"].sum())
         self.per_s[alone] = n_blocks / (makespan_ns / 1e9)
-        self.block_ns = cpu_ns / n_blocks
-        self.brief = is_brief(rows)
+        if is_brief(rows):
+            self.brief = self.alone = True
+            return
+        cpu_ns = int(rows["cpu_ns"].sum())
+        self.brief, self.block_ns = False, cpu_ns / n_blocks
         least, most = _ONE_CPU
-        take_turns = self.block_ns < _SHORT_NS and least < cpu_ns / makespan_ns < most
+        take_turns = self.block_ns < SHORT_NS and least < cpu_ns / makespan_ns < most
         faster = self.per_s[True] > _AS_FAST * self.per_s[False]
-        self.alone = self.brief or (faster if self.per_s[True] else take_turns)
+        self.alone = faster if self.per_s[True] else take_turns
 
     def why(self, n_threads: int) -> str:
         """Say why one thread computes."""
@@ -253,15 +251,15 @@ class Walks:
     ) -> None:
         self.job = job
         self.board = Board(n_workers, job.plan.n_blocks, job.plan.n_chunks)
-        job.follow(self.board.done)
         self.failures: list[Failure] = []
         self._submit, self._blas_threads, self._allocate = submit, blas_threads, allocate
         self._claims, self._pass = ThreadClaims(), Pass.first(job.plan)
         self._first_known = threading.Event()  # block 0 has said what a result looks like, or never will
-        if self.board.done[0] != WAITING:
-            self._first_known.set()
         self._leaving = self._given_up = False
         self._settling = threading.Lock()  # what is known of the first block, and what follows from it
+        job.follow(self.board.done, stop=self.leave, current=self.board.current)
+        if self.board.done[0] != WAITING:
+            self._first_known.set()
         self._futures: list[Future[None]] = []
         self._counting = threading.Lock()
         self._n_in = self._n_out = 0  # threads that compute, and those that have computed

@@ -181,7 +181,7 @@ def advise(
     """
     most = limits.usable_cpus() if workers is None else workers
     total = arguments.n_items_of(arrays, n_items)
-    item_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in arrays)
+    item_bytes = arguments.item_bytes_of(arrays)
     usual = block_items or block_items_for(item_bytes)
     maps, out_bytes = _result(kernel, arrays, total, usual, seed, args, kwargs)
     call = _Call(kernel, arrays, seed, tuple(args), kwargs, how, maps)

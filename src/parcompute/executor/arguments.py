@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,10 +15,13 @@ import numpy.typing as npt
 from parcompute.backends import base
 from parcompute.executor.progress import Report, bar
 from parcompute.jobs.job import asked_for, positional
-from parcompute.jobs.outputs import Field, Rows
+from parcompute.jobs.outputs import Field, FileRows, Rows
 from parcompute.jobs.setup import Setup
 from parcompute.machine import limits
-from parcompute.memory import sources
+from parcompute.machine.batch import systems
+from parcompute.memory import sources, tables
+from parcompute.memory.tables import Table
+from parcompute.memory.targets import target_of
 from parcompute.values import streams
 from parcompute.values.blocks import Plan, whole
 from parcompute.workers import start
@@ -93,6 +99,12 @@ def report_of(progress: Any) -> Report | None:
 
 def n_workers_of(workers: Any, backend: str, name: str) -> int:
     """Return how many workers to start; warn about more than there are CPUs."""
+    if backend != "serial" and (n := systems.copies(os.environ, sys.modules)) > 1 and _is_first():
+        warnings.warn(
+            f"srun has started {n} copies of this program, which know nothing of each other and do the same work; "
+            "ask for one task per node (--ntasks-per-node=1 --cpus-per-task=…): it starts its own workers",
+            stacklevel=4,
+        )
     if workers is None:
         return 0 if backend in base.OF_NODES else 1 if backend == "serial" else limits.usable_cpus()
     n_workers = whole(name, workers, at_least=1)
@@ -104,6 +116,10 @@ def n_workers_of(workers: Any, backend: str, name: str) -> int:
             stacklevel=4,
         )
     return n_workers
+
+
+def _is_first() -> bool:
+    return os.environ.get("SLURM_PROCID", "0") == "0"
 
 
 def start_method_of(start_method: Any, mp_context: Any, backend: str) -> str:
@@ -187,7 +203,8 @@ def asked_of(
     if not callable(kernel):
         raise TypeError(f"kernel={kernel!r} is {type(kernel).__name__}; pass a function of one block")
     args, given = tuple(args), dict(kwargs or {})
-    asks = asked_for(kernel) - given.keys() - (set() if has_state else {"state"})
+    if asks := asked_for(kernel):
+        asks -= given.keys() if has_state else {"state", *given}
     if not asks:
         return asks, args, given
     names = positional(kernel)
@@ -210,13 +227,35 @@ def asked_of(
     return asks, args, given
 
 
+def arrays_of(arrays: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the arrays of a job: lists of numbers become some, and tables are cut like some."""
+    return tuple(
+        array if type(array) is np.ndarray else _array_of(position, array) for position, array in enumerate(arrays)
+    )
+
+
+def _array_of(position: int, array: Any) -> Any:
+    if isinstance(array, (list, tuple, range)):
+        try:
+            found = np.asarray(array)
+        except ValueError:  # parts of different lengths
+            found = np.empty((), object)
+        if found.dtype.kind not in "biufc":
+            raise TypeError(
+                f"array {position} is {type(array).__name__}, and not of numbers only; use map, or pass "
+                "numpy.array(...) with a dtype"
+            )
+        return found
+    package = tables.kind_of(array)
+    return array if package is None else Table(array, package)
+
+
 def n_items_of(arrays: Sequence[Any], n_items: Any) -> int:
     """Return the size of the index space, on which all arrays must agree."""
     for position, array in enumerate(arrays):
-        if not (isinstance(array, np.ndarray) or sources.is_dataset(array)):
-            raise TypeError(
-                f"array {position} is {type(array).__name__}; pass a NumPy array, a memmap or an h5py dataset"
-            )
+        known = isinstance(array, (np.ndarray, Table)) or sources.is_dataset(array) or sources.is_zarr(array)
+        if not known:
+            raise TypeError(f"array {position} is {type(array).__name__}; {_instead_of(array)}")
         if sources.is_masked(array):
             raise TypeError(f"array {position} is masked, and the mask would be lost; pass data and mask as two arrays")
         if array.dtype.hasobject:
@@ -237,6 +276,25 @@ def n_items_of(arrays: Sequence[Any], n_items: Any) -> int:
                 f"array 0 has {lengths[0]} rows and array {position} has {length}; all must have the same length"
             )
     return lengths[0]
+
+
+def _instead_of(array: Any) -> str:
+    """Say what to pass in the place of something that is no array here."""
+    package = type(array).__module__.partition(".")[0]
+    if package == "dask":
+        return "it is computed by dask: pass x.compute() if that fits memory, else what x.to_zarr(...) has written"
+    if package == "xarray":
+        return "pass x.to_numpy() if that fits memory, else the Zarr array or HDF5 dataset that it is read from"
+    if package == "polars":
+        return "pass x.collect()"
+    if package == "pyarrow":
+        return "pass x.to_numpy(), or a Table"
+    return "pass a NumPy array, a memmap, an h5py dataset, a Zarr array, a table or a list of numbers"
+
+
+def item_bytes_of(arrays: Sequence[Any]) -> int:
+    """Return the bytes of one item over all arrays."""
+    return sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in arrays)
 
 
 def seed_of(seed: Any, asks: frozenset[str]) -> int | None:
@@ -264,22 +322,32 @@ def policy_of(on_error: Any, block_timeout: Any, backend: str) -> tuple[bool, fl
 def rows_of(
     plan: Plan, arrays: Sequence[Any], out: Any, dtype: Any, item_shape: Any, asks_out: bool
 ) -> tuple[Rows, tuple[npt.NDArray[Any], ...] | None]:
-    """Return the output, as far as the caller has fixed it, and the caller's own arrays for it."""
+    """Return the output, as far as the caller has fixed it, and those parts of it that are arrays of the caller's."""
     if out is not None:
         if dtype is not None or item_shape is not None:
             raise ValueError("out has a dtype and a shape already; leave dtype and item_shape out")
         targets = out if isinstance(out, tuple) else (out,)
-        for target in targets:
-            if not isinstance(target, np.ndarray) or target.dtype.hasobject or target.ndim == 0:
-                raise TypeError(f"out is {type(target).__name__}; pass an array of numbers with one row per item")
-            if len(target) != plan.n_items:
-                raise ValueError(f"out has {len(target)} rows; pass {plan.n_items}, one per item")
-            if not target.flags.writeable:
+        files = [target_of(target) for target in targets]
+        for target, file in zip(targets, files, strict=True):
+            if file is None and not isinstance(target, np.ndarray):
+                raise TypeError(
+                    f"out is {type(target).__name__}; pass an array of numbers with one row per item, a memmap, an "
+                    "h5py dataset or a Zarr array"
+                )
+            if target.dtype.hasobject or target.ndim == 0:
+                raise TypeError(f"out is {target.dtype} {target.shape}; pass an array of numbers with one row per item")
+            if target.shape[0] != plan.n_items:
+                raise ValueError(f"out has {target.shape[0]} rows; pass {plan.n_items}, one per item")
+            if file is None and not target.flags.writeable:
                 raise ValueError("out is read-only; pass an array that can be written to")
-            if any(isinstance(array, np.ndarray) and np.may_share_memory(target, array) for array in arrays):
+            if any(sources.overlap(target, array) for array in arrays):
                 raise ValueError("out overlaps an input; a block that is computed again would read its own result")
-        fields = tuple(Field(target.dtype, target.shape[1:]) for target in targets)
-        return Rows(plan, fields, single=not isinstance(out, tuple)), targets
+        fields = tuple(Field(target.dtype, tuple(target.shape[1:])) for target in targets)
+        single = not isinstance(out, tuple)
+        if all(file is None for file in files):  # an empty one is falsy
+            return Rows(plan, fields, single), targets
+        in_memory = tuple(target for target, file in zip(targets, files, strict=True) if file is None)
+        return FileRows(plan, fields, single, files), in_memory
     if item_shape is not None:
         shape = item_shape if isinstance(item_shape, Sequence) else (item_shape,)
         item_shape = tuple(whole("item_shape", length, at_least=0) for length in shape)

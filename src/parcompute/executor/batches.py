@@ -91,7 +91,7 @@ class Batches:
         self._chunksize = None if chunksize is None else whole("chunksize", chunksize, at_least=1)
         self._buffersize = None if buffersize is None else whole("buffersize", buffersize, at_least=1)
         self._most = sys.maxsize if most is None else most
-        self._function, self._starred = _Function(function), len(iterables) != 1
+        self._function, self._starred = SentOnce(function), len(iterables) != 1
         self._source = iter(iterables[0]) if len(iterables) == 1 else zip(*iterables, strict=False)
         self._more = True  # in the source
         self._items: list[Any] = []  # read and not sent, the next one last
@@ -314,8 +314,8 @@ def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
-class _Function:
-    """The function of a map: pickled once for all batches, and only if they travel."""
+class SentOnce:
+    """The function of many calls: pickled once for all of them, and only if they travel."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -331,8 +331,8 @@ class _Function:
         self._pickled = None
 
 
-def _arrived(pickled: bytes) -> _Function:
-    return _Function(pickling.loads_again(pickled)[0])
+def _arrived(pickled: bytes) -> SentOnce:
+    return SentOnce(pickling.loads_again(pickled)[0])
 
 
 @dataclass(eq=False)
@@ -367,7 +367,7 @@ def _can_travel(result: Any) -> bool:
     return True
 
 
-def _each(function: _Function, starred: bool, items: Sequence[Any], at_most_s: float) -> _Answer:
+def _each(function: SentOnce, starred: bool, items: Sequence[Any], at_most_s: float) -> _Answer:
     """Call a function with each item, or with the arguments that each item is, until it has taken so long."""
     call, clock = function.function, time.perf_counter
     results: list[Any] = []

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from parcompute.backends import base
 from parcompute.executor import arguments
-from parcompute.executor.futures import CallExecutor
+from parcompute.executor.enough import Steps, Until
+from parcompute.executor.iteration import BlockIterator
 from parcompute.executor.progress import reporting
 from parcompute.jobs.job import Job
 from parcompute.jobs.partials import Combine, Partials
 from parcompute.jobs.world import World
 from parcompute.machine import signals
+from parcompute.memory.targets import chunk_rows
 from parcompute.values.blocks import Plan, Schedule
 from parcompute.values.nodes import Node
 from parcompute.values.timeline import Timeline
 
-_T = TypeVar("_T")
 
-
-class Executor(CallExecutor):
+class Executor(BlockIterator):
     """Workers that start once and serve many jobs and calls.
 
     Parameters
@@ -136,11 +134,7 @@ class Executor(CallExecutor):
         self._has_state = state is not None
         self._report = arguments.report_of(progress)
         self.backend = backend
-        self._timeline: Timeline | None = None
-        self._plan: Plan | None = None
         self._planned: tuple[Any, Plan] | None = None  # what the last plan was cut from, and the plan
-        self._seed: int | None = None
-        self._failures: tuple[base.Trouble, ...] = ()
         self._started_ns = time.perf_counter_ns()
         try:
             with signals.held():  # half an executor could not be closed
@@ -171,38 +165,6 @@ class Executor(CallExecutor):
         """The hosts on which ``"dask"`` and ``"mpi"`` compute; none for the others, which have this one."""
         found: tuple[Node, ...] = getattr(self._usable(), "nodes", ())
         return found
-
-    @property
-    def timeline(self) -> Timeline:
-        """Who did what when in the last job.
-
-        Raises
-        ------
-        RuntimeError
-            Before the first job.
-        """
-        return _known(self._timeline, "timeline")
-
-    @property
-    def plan(self) -> Plan:
-        """Blocks and chunks of the last job, and the reason for their size.
-
-        Raises
-        ------
-        RuntimeError
-            Before the first job.
-        """
-        return _known(self._plan, "plan")
-
-    @property
-    def seed(self) -> int | None:
-        """The seed of the last job; None if its kernel asked for no ``rng``."""
-        return self._seed
-
-    @property
-    def failures(self) -> tuple[base.Trouble, ...]:
-        """What went wrong with which blocks of the last job, if it ran with ``on_error="keep"``."""
-        return self._failures
 
     def wait_until_ready(self) -> float:
         """Return when every worker can begin: the seconds that this took from the making of the executor."""
@@ -236,8 +198,9 @@ class Executor(CallExecutor):
             parameter name for ``block`` (a `Block`), ``rng`` (a `numpy.random.Generator` of its own), ``out``
             (the rows to fill) and ``state`` (of its worker, if the executor has one). It returns an array of one
             row per item, or a tuple of them. It must not write to its inputs, which are read-only.
-        *arrays : ndarray, SharedArray, memmap or h5py.Dataset
-            Of n_items rows each.
+        *arrays : ndarray, SharedArray, memmap, h5py.Dataset, zarr.Array, table or list of numbers
+            Of n_items rows each. Tables are a DataFrame or Series of pandas or polars, or a Table of Arrow; the kernel
+            gets some of its rows, as such.
         n_items : int, optional
             Needed without arrays.
         block_items : int, optional
@@ -247,8 +210,9 @@ class Executor(CallExecutor):
         halo : int
             Rows of the neighbours that the kernel receives on either side, fewer at the two ends; it
             returns rows for its own items (``block.core``) only.
-        out : ndarray or tuple of ndarray, optional
-            Where to write; shape (n_items, ...). Results are cast to its dtype. It must not overlap an input.
+        out : ndarray, memmap, h5py.Dataset, zarr.Array or tuple of them, optional
+            Where to write; shape (n_items, ...). Results are cast to its dtype. It must not overlap an input. What lies
+            in a file may be larger than memory, see docs/data.md.
         dtype : dtype, optional
             Of a single output, to which results are cast ("same kind"); None is what block 0 returns. For a
             kernel that asks for ``out``, None is the dtype of the first array.
@@ -268,8 +232,9 @@ class Executor(CallExecutor):
 
         Returns
         -------
-        ndarray or tuple of ndarray
-            Shape (n_items, ...); bit for bit the same for every backend, worker count and schedule.
+        ndarray or tuple of ndarray, or table
+            Shape (n_items, ...); bit for bit the same for every backend, worker count and schedule. Where blocks return
+            tables, all their rows.
 
         Raises
         ------
@@ -279,8 +244,8 @@ class Executor(CallExecutor):
             If a block has killed as many workers as `retries` allows.
         SharedMemoryFull
             If there is too little shared memory; nothing has run then.
-        CheckpointError
-            If the checkpoint is of another job, and of which; or cannot be written. Nothing has run then.
+        CheckpointError, OutOfTime
+            If the checkpoint is of another job, or cannot be written; if the batch job ends before the job is done.
         TypeError, ValueError
             For arguments that do not fit together.
 
@@ -292,19 +257,25 @@ class Executor(CallExecutor):
         array([1., 2., 3.])
         """
         called_ns = time.perf_counter_ns()
-        backend = self._usable()
-        plan = self._cut(arrays, n_items, block_items, halo)
+        backend, arrays = self._usable(), arguments.arrays_of(arrays)
+        plan = self._cut(arrays, n_items, block_items, halo, chunk_rows(out))
         asked = arguments.asked_of(kernel, len(arrays), args, kwargs, self._has_state)
         policy = arguments.policy_of(on_error, block_timeout, self.backend)
         outputs, targets = arguments.rows_of(plan, arrays, out, dtype, item_shape, "out" in asked[0])
-        if targets is not None and all(map(backend.reaches, targets)):
-            outputs.arrays = targets
+        if targets is not None:
+            outputs.arrays = tuple(
+                target if backend.reaches(target) else backend.allocate(target.shape, target.dtype)
+                for target in targets
+            )
         elif outputs.fields is not None:
             outputs.allocate((outputs.fields, outputs.single), backend.allocate)
         job = _job(kernel, arrays, plan, outputs, seed, asked, policy)
         self._note(*self._run(job, called_ns, checkpoint, seed))
+        if outputs.arrays is None:  # no block has said what a row looks like
+            raise self._failures[0]
         if targets is None:
             return outputs.result()
+        outputs.finish()
         for target, result in zip(targets, outputs.arrays or (), strict=True):
             if target is not result:
                 np.copyto(target, result)
@@ -323,6 +294,7 @@ class Executor(CallExecutor):
         on_error: str = "raise",
         block_timeout: float | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
+        until: Until | None = None,
     ) -> Any:
         """Compute one partial result per block and combine them over a fixed tree.
 
@@ -336,6 +308,9 @@ class Executor(CallExecutor):
         combine : callable, optional
             ``combine(a, b)`` of two partials of neighbouring runs of blocks; None adds, tuples and dicts
             entry by entry.
+        until : callable, optional
+            ``until(partial, n_items)`` is asked after 1, 2, 4, … blocks, of what these combine to and how many items
+            they are. When it returns something true, that is the result. See docs/data.md.
 
         Returns
         -------
@@ -345,7 +320,7 @@ class Executor(CallExecutor):
 
         Raises
         ------
-        KernelError, WorkerLost, SharedMemoryFull, CheckpointError, TypeError, ValueError
+        KernelError, WorkerLost, SharedMemoryFull, CheckpointError, OutOfTime, TypeError, ValueError
             As for `map_blocks`.
 
         Examples
@@ -358,6 +333,7 @@ class Executor(CallExecutor):
         78584
         """
         called_ns = time.perf_counter_ns()
+        arrays = arguments.arrays_of(arrays)
         plan = self._cut(arrays, n_items, block_items, 0)
         asked = arguments.asked_of(kernel, len(arrays), args, kwargs, self._has_state)
         policy = arguments.policy_of(on_error, block_timeout, self.backend)
@@ -365,10 +341,10 @@ class Executor(CallExecutor):
             raise ValueError("the kernel asks for out, but the blocks of reduce_blocks have no rows; use map_blocks")
         outputs = Partials(plan, combine)
         job = _job(kernel, arrays, plan, outputs, seed, asked, policy)
-        timeline, plan = self._run(job, called_ns, checkpoint, seed)
+        timeline, plan = self._run(job, called_ns, checkpoint, seed, until)
         if len(outputs.omitted) == plan.n_blocks:  # nothing is left to be combined
             raise self._failures[0]
-        result = outputs.result()
+        result = outputs.result(plan.n_blocks)
         self._note(timeline.until(time.perf_counter_ns()), plan)
         return result
 
@@ -377,29 +353,34 @@ class Executor(CallExecutor):
 
     # --- the way there -------------------------------------------------------------------------------------
 
-    def _note(self, timeline: Timeline, plan: Plan) -> None:
-        """Keep what a job that has ended leaves behind."""
-        self._timeline, self._plan = timeline, plan
+    def _run(
+        self, job: Job, called_ns: int, checkpoint: Any, seed: int | None, until: Until | None = None
+    ) -> tuple[Timeline, Plan]:
+        if checkpoint is None:
+            return self._computed(job, called_ns, until)
+        from parcompute.jobs.checkpoint import kept  # 20 ms, that most programs need not pay
 
-    def _run(self, job: Job, called_ns: int, checkpoint: Any, seed: int | None) -> tuple[Timeline, Plan]:
+        with kept(checkpoint, seed, job, self._usable().allocate) as job:
+            return self._computed(job, called_ns, until)
+
+    def _computed(self, job: Job, called_ns: int, until: Until | None) -> tuple[Timeline, Plan]:
         backend = self._usable()
-        keeping: contextlib.AbstractContextManager[Job] = contextlib.nullcontext(job)
-        if checkpoint is not None:
-            from parcompute.jobs.checkpoint import kept  # 20 ms, that most programs need not pay
-
-            keeping = kept(checkpoint, seed, job, backend.allocate)
-        with keeping as job:
-            self._plan, self._seed, self._failures = job.plan, job.seed, ()
-            with reporting(self._report, backend.n_done, job.plan.n_blocks), signals.heard():
+        steps = None if until is None else Steps(backend, until)
+        self._plan, self._seed, self._failures = job.plan, job.seed, ()
+        with reporting(self._report, (steps or backend).n_done, job.plan.n_blocks), signals.heard():
+            if steps is None:
                 timeline, self._failures = base.run(backend, job, called_ns)
-            return timeline, backend.carried_out(job.plan)
+            else:
+                timeline, self._failures = steps.run(job, called_ns)
+        return timeline, backend.carried_out(job.plan if steps is None else steps.plan)
 
-    def _cut(self, arrays: Sequence[Any], n_items: Any, block_items: Any, halo: Any) -> Plan:
+    def _cut(self, arrays: Sequence[Any], n_items: Any, block_items: Any, halo: Any, chunk_rows: int = 1) -> Plan:
         n_items = arguments.n_items_of(arrays, n_items)
-        item_bytes = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in arrays)
-        asked = n_items, item_bytes, self.schedule, block_items, type(block_items), halo, type(halo)
+        item_bytes = arguments.item_bytes_of(arrays)
+        asked = n_items, item_bytes, self.schedule, block_items, type(block_items), halo, type(halo), chunk_rows
         if self._planned is None or self._planned[0] != asked:
-            plan = Plan.cut(n_items, block_items, self.schedule, self.n_workers, halo=halo, item_bytes=item_bytes)
+            sizes = {"halo": halo, "item_bytes": item_bytes, "chunk_rows": chunk_rows}
+            plan = Plan.cut(n_items, block_items, self.schedule, self.n_workers, **sizes)
             self._planned = asked, plan
         return self._planned[1]
 
@@ -407,9 +388,3 @@ class Executor(CallExecutor):
 def _job(kernel: Any, arrays: Any, plan: Plan, outputs: Any, seed: Any, asked: Any, policy: Any) -> Job:
     (asks, args, kwargs), (keep_going, timeout_s), seed = asked, policy, arguments.seed_of(seed, asked[0])
     return Job(kernel, arrays, plan, outputs, seed, args, kwargs, asks, keep_going, timeout_s, world=World())
-
-
-def _known(value: _T | None, name: str) -> _T:
-    if value is None:
-        raise RuntimeError(f"there is no {name} before the first map_blocks or reduce_blocks")
-    return value

@@ -81,6 +81,8 @@ class CallExecutor(futures.Executor):
         self._submit = functools.partial(_submit, backend, self._pending)
         _open.add(self)
         _register_after(backend, called=False)
+        if (dropped := getattr(backend, "dropped", None)) is not None:  # threads have it, so that it would live on
+            weakref.finalize(self, dropped).atexit = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
         """Schedule ``fn(*args, **kwargs)``; return its future, as `concurrent.futures` documents.

@@ -13,8 +13,9 @@ Report = Callable[[int, int], None]
 _EVERY_S = 0.1
 
 
-@contextlib.contextmanager
-def reporting(report: Report | None, n_done: Callable[[], int], n_blocks: int) -> Iterator[None]:
+def reporting(
+    report: Report | None, n_done: Callable[[], int], n_blocks: int
+) -> contextlib.AbstractContextManager[None]:
     """Call ``report(n_done(), n_blocks)`` ten times a second from a thread, and once more at the end.
 
     Parameters
@@ -26,9 +27,14 @@ def reporting(report: Report | None, n_done: Callable[[], int], n_blocks: int) -
     n_blocks : int
         Of the job.
     """
-    if report is None:
-        yield
-        return
+    return _NOBODY if report is None else _reporting(report, n_done, n_blocks)
+
+
+_NOBODY = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _reporting(report: Report, n_done: Callable[[], int], n_blocks: int) -> Iterator[None]:
     over = threading.Event()
 
     def repeat() -> None:

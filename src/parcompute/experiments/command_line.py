@@ -16,13 +16,17 @@ from parcompute.executor.arguments import MOST_WORKERS
 from parcompute.experiments.measure import WrongResult
 from parcompute.jobs.job import KernelError
 from parcompute.machine import limits
+from parcompute.machine.batch import deadline
+from parcompute.machine.batch.deadline import OutOfTime
 from parcompute.values.blocks import SCHEDULES, Schedule
 from parcompute.workers.start import METHODS
 
 # Seconds that the runs of a preset may take before further rounds end; those of other presets as "default".
 BUDGET_S = {"quick": 10.0, "default": 120.0, "full": 1800.0}
 
-# Exit statuses: 0 done; 1 done, and the answer is bad (a wrong result); 2 it could not be done; 130 interrupted.
+# Exit statuses: 0 done; 1 done, and the answer is bad (a wrong result); 2 it could not be done; 75 (EX_TEMPFAIL of
+# sysexits.h) there was no time for the rest, the same command goes on; 130 interrupted.
+OUT_OF_TIME = 75
 
 
 class _Listed(click.ParamType[Any]):
@@ -75,7 +79,7 @@ class Schedules(_Listed):
 
 
 class Counts(_Listed):
-    """Numbers of workers."""
+    """Numbers of workers, or of nodes."""
 
     name = "counts"
 
@@ -126,8 +130,22 @@ def command_line(
         "--workers",
         type=Counts(),
         default="",
-        help="Numbers of workers, like 2,4; one runs in any case; "
+        help="Numbers of workers, of each node with mpi and dask, like 2,4; one runs in any case; "
         f"1, 2, 4, … {limits.usable_cpus()} usable CPUs if left out.",
+    )
+    @click.option(
+        "--nodes",
+        type=Counts(),
+        default="1",
+        callback=lambda ctx, param, value: value or (1,),
+        show_default=True,
+        help="Numbers of nodes for mpi and dask, like 1,2,4.",
+    )
+    @click.option(
+        "--cluster",
+        envvar="PARCOMPUTE_SCHEDULER_FILE",
+        show_envvar=True,
+        help="Dask's scheduler: its address, or its scheduler file.",
     )
     @click.option(
         "--backends",
@@ -226,7 +244,8 @@ def leave(command: click.Command, argv: Sequence[str] | None, interrupted: str =
         What to say after Ctrl-C.
     """
     try:
-        sys.exit(command.main(args=list(argv) if argv is not None else None, standalone_mode=False))
+        with deadline.heeded():
+            sys.exit(command.main(args=list(argv) if argv is not None else None, standalone_mode=False))
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.ClickException as error:
@@ -239,6 +258,9 @@ def leave(command: click.Command, argv: Sequence[str] | None, interrupted: str =
     except (KeyboardInterrupt, click.Abort):
         click.echo(interrupted, err=True)
         sys.exit(130)
+    except OutOfTime as error:
+        _say(str(error))
+        sys.exit(OUT_OF_TIME)
     except WrongResult as error:
         _say(f"{error}; the sweep is stopped")
         sys.exit(1)

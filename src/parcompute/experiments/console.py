@@ -57,7 +57,7 @@ class Progress:
         """Note that a run begins."""
         self._end()
         self._began_s = time.monotonic()
-        self.now = f"{self.which(round_)}: {configuration.way} × {configuration.n_workers}"
+        self.now = f"{self.which(round_)}: {configuration.name}"
 
     def which(self, round_: int) -> str:
         """Name a round."""
@@ -107,7 +107,7 @@ class Lines:
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
-        self._wide = max(len(f"{c.way} × {c.n_workers}") for c in progress.sweep.configurations)
+        self._wide = max(len(c.name) for c in progress.sweep.configurations)
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +129,7 @@ class Lines:
         disturbed = f"disturbed: {run.disturbed.partition(';')[0]}" if run.disturbed else ""
         parts = (
             progress.which(run.round),
-            f"{f'{c.way} × {c.n_workers}':<{self._wide}}",
+            f"{c.name:<{self._wide}}",
             result,
             progress.left(),
             disturbed,

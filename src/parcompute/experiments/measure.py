@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import platform
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +17,11 @@ import numpy as np
 import threadpoolctl
 
 from parcompute.executor.executor import Executor
+from parcompute.machine.batch import deadline
 from parcompute.machine.quiet import Activity, Counters, disturbances
 from parcompute.memory.sources import is_masked
 from parcompute.values.blocks import Plan
+from parcompute.values.parts import works_on
 from parcompute.values.sweep import Check, Configuration, Run, Sweep, round_order
 from parcompute.values.timeline import Timeline
 
@@ -27,6 +31,9 @@ Truth = Callable[[Any, int], Check]
 # The share of a run that its workers compute before the clock starts, so that what they load and touch
 # for the first time is not booked as part of the work.
 WARM_UP_SHARE = 1 / 64
+
+# Backends whose executors take a number of nodes; the others compute on this host.
+ON_NODES = ("mpi", "dask")
 
 
 class WrongResult(RuntimeError):
@@ -51,6 +58,9 @@ def measure(
     *,
     done: Sequence[Run] = (),
     starting: Callable[[int, Configuration], None] = lambda round_, configuration: None,
+    cluster: str | None = None,
+    of_nodes: Callable[[Sequence[Any]], str] | None = None,
+    kind_of: Callable[[str], str] = lambda provenance: "",
 ) -> Iterator[Run]:
     """Run what a sweep asks for, one configuration at a time.
 
@@ -72,6 +82,12 @@ def measure(
         ones although they may be of other configurations.
     starting : callable
         Called with round and configuration before each run, warm-up included.
+    cluster : str, optional
+        Address or scheduler file of the nodes of Dask.
+    of_nodes : callable, optional
+        ``of_nodes(executor.nodes)`` returns the id of the conditions of a run on several nodes; None: they are as all.
+    kind_of : callable
+        Of the id of conditions: results have to agree where it returns the same.
 
     Yields
     ------
@@ -83,26 +99,50 @@ def measure(
     WrongResult
         If a result is not true, or not the same bits as the others of its size; the run has been
         yielded before, as not verified.
+    OutOfTime
+        If the batch job that this is part of would end before the next run does.
     """
     runs = list(done)
-    digests = {run.configuration.n_items: run.digest for run in runs}
+    digests = {(run.configuration.n_items, kind_of(run.provenance)): run.digest for run in runs}
+
+    def conditions(nodes: Sequence[Any]) -> str:
+        return of_nodes(nodes) if nodes and of_nodes is not None else provenance
+
     for round_, configuration in _visits(sweep, runs):
+        _require_time(runs, configuration)
         starting(round_, configuration)
-        run, check = _run(round_, configuration, sweep.seed, function, truth, provenance)
-        same = digests.setdefault(configuration.n_items, run.digest) == run.digest
+        run, check = _run(round_, configuration, sweep.seed, function, truth, conditions, cluster)
+        known = digests.setdefault((configuration.n_items, kind_of(run.provenance)), run.digest)
+        same = known == run.digest
         if not same:
             run = replace(run, verified=False)
         if round_ >= 0 or not run.verified:
             runs.append(run)
             yield run
+            deadline.note_kept(1)
         if not check.passes:
-            raise WrongResult(f"{_named(configuration)}: the result is {check}", run)
+            raise WrongResult(f"{configuration.name}: the result is {check}", run)
         if not same:
             raise WrongResult(
-                f"{_named(configuration)}: the result has other bits (sha256 {run.digest[:12]}…) than the runs "
-                f"before it ({digests[configuration.n_items][:12]}…), with the same seed and size",
+                f"{configuration.name}: the result has other bits (sha256 {run.digest[:12]}…) than the runs "
+                f"before it ({known[:12]}…), with the same seed and size",
                 run,
             )
+
+
+def _require_time(runs: Sequence[Run], configuration: Configuration) -> None:
+    """Raise OutOfTime unless a run of a configuration may end before the batch job does.
+
+    It is taken to last as long as the longest so far of its kind, or of its size.
+    """
+    sized = [run for run in runs if run.configuration.n_items == configuration.n_items]
+    alike = [run for run in sized if run.configuration == configuration] or sized
+    longest_s = max((run.startup_s + (1 + WARM_UP_SHARE) * run.wall_s for run in alike), default=0.0)
+    if deadline.left_s() < longest_s + deadline.MARGIN_S:
+        raise deadline.OutOfTime(
+            f"{deadline.in_words()}, and a run of {configuration.name} may take {longest_s:.1f} s; "
+            "what was finished is recorded, the same command continues"
+        )
 
 
 def _visits(sweep: Sweep, runs: Sequence[Run]) -> Iterator[tuple[int, Configuration]]:
@@ -128,21 +168,31 @@ class Listening(Executor):
 
 
 def _run(
-    round_: int, configuration: Configuration, seed: int, function: Function, truth: Truth, provenance: str
+    round_: int,
+    configuration: Configuration,
+    seed: int,
+    function: Function,
+    truth: Truth,
+    conditions: Callable[[Sequence[Any]], str],
+    cluster: str | None,
 ) -> tuple[Run, Check]:
     asked = {"variant": configuration.variant} if configuration.variant else {}
-    with threadpoolctl.threadpool_limits(configuration.blas_threads), executor_for(configuration) as executor:
+    with threadpoolctl.threadpool_limits(configuration.blas_threads), executor_for(configuration, cluster) as executor:
         startup_s = executor.wait_until_ready()
         least = 2 * configuration.n_workers  # where an item is a call, each worker should have had one
         few = min(configuration.n_items, max(least, math.ceil(configuration.n_items * WARM_UP_SHARE)))
         function(executor, few, seed, **asked)
+        nodes = getattr(executor, "nodes", ()) if configuration.backend in ON_NODES else ()
+        # Those of a cluster stem from its daemons and are still none of others.
+        here = _pids_here(nodes, executor.jobs[-1][0]) if nodes and executor.jobs else ()
+        own, n_here = (os.getpid(), *here), len(here) if nodes else configuration.n_workers
         executor.jobs.clear()
         started_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
-        before = Activity.now()
+        before = Activity.now(own=own)
         started_ns = time.perf_counter_ns()
         result = function(executor, configuration.n_items, seed, **asked)
         wall_s = (time.perf_counter_ns() - started_ns) / 1e9
-        after = Activity.now()
+        after = Activity.now(own=own)
         timelines, plans = zip(*executor.jobs, strict=True) if executor.jobs else ((), ())
     check = truth(result, configuration.n_items)
     run = Run(
@@ -159,28 +209,41 @@ def _run(
         error=float(check.error),
         tolerance=float(check.tolerance),
         verified=check.passes,
-        disturbed=disturbances(before, after, wall_s, configuration.n_workers, configuration.blas_threads),
+        disturbed=disturbances(before, after, wall_s, n_here, configuration.blas_threads),
         started_utc=started_utc,
-        provenance=provenance,
+        provenance=conditions(nodes),
         counters=Counters.between(before, after),
         timelines=timelines,
     )
     return run, check
 
 
-def _named(configuration: Configuration) -> str:
-    return f"{configuration.way} × {configuration.n_workers}"
+def _pids_here(nodes: Sequence[Any], timeline: Timeline) -> tuple[int, ...]:
+    """Return the workers that are on this host."""
+    here = [row for row in timeline.nodes if nodes[row["node"]].host == platform.node()]
+    pids = [timeline.workers["pid"][works_on(row, timeline.workers["worker"])] for row in here]
+    return tuple(int(pid) for of_node in pids for pid in of_node)
 
 
-def executor_for(configuration: Configuration) -> Listening:
+def numbers_of_nodes(backend: str, asked: Sequence[int]) -> Sequence[int]:
+    """Return on how many nodes a backend is run: as asked for, or on this host."""
+    return asked if backend in ON_NODES else (1,)
+
+
+def executor_for(configuration: Configuration, cluster: str | None = None) -> Listening:
     """Return a new executor as a configuration asks for."""
+    c = configuration
+    of_cluster: dict[str, Any] = {"nodes": c.n_nodes} if c.backend in ON_NODES else {}
+    if c.backend == "dask" and cluster is not None:
+        of_cluster["cluster"] = cluster
     return Listening(
-        configuration.n_workers // configuration.threads_per_worker,
-        backend=configuration.backend,
-        threads_per_worker=configuration.threads_per_worker,
-        schedule=configuration.schedule,
-        start_method=configuration.start_method or None,
-        blas_threads=configuration.blas_threads,
+        c.n_workers // c.n_nodes // c.threads_per_worker,
+        backend=c.backend,
+        threads_per_worker=c.threads_per_worker,
+        schedule=c.schedule,
+        start_method=c.start_method or None,
+        blas_threads=c.blas_threads,
+        **of_cluster,
     )
 
 

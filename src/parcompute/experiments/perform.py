@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parcompute.analysis import tables
-from parcompute.analysis.studies import fit_limit, studies
+from parcompute.analysis.studies import fit_limit, most_of_a_node, studies
 from parcompute.experiments import console, measure
 from parcompute.experiments.command_line import BUDGET_S
 from parcompute.figures import panels
 from parcompute.machine import limits, malloc
+from parcompute.machine.batch import tasks
 from parcompute.machine.provenance import Provenance, differences
 from parcompute.record import record
 from parcompute.values.sweep import Check, Configuration, Run, Sweep, worker_counts
@@ -42,7 +43,8 @@ class Choice:
     preset : str
         Names the size.
     workers : tuple of int
-        Numbers of workers; empty for 1, 2, 4, … usable CPUs. One runs in any case.
+        Numbers of workers, for backends of several nodes on each node; empty for 1, 2, 4, … usable CPUs. One runs in
+        any case.
     backends, schedules, start_methods, variants : tuple of str
         Levels of these factors; start methods concern the backends that have one. The serial backend runs in any case.
     blas_threads : tuple of int
@@ -59,6 +61,10 @@ class Choice:
         Seconds; None is that of the preset.
     results : Path or None
         Folder of the results; None is results/<machine>.
+    nodes : tuple of int
+        Numbers of nodes, for the backends of several nodes; the others run on this host.
+    cluster : str or None
+        Address or scheduler file of the nodes of Dask; None leaves it to the executor.
     """
 
     preset: str
@@ -75,6 +81,8 @@ class Choice:
     precision: float
     budget: float | None
     results: Path | None
+    nodes: tuple[int, ...] = (1,)
+    cluster: str | None = None
 
 
 def sweep_of(chosen: Choice, sizes: Sequence[int], n_cpus: int) -> Sweep:
@@ -89,7 +97,6 @@ def sweep_of(chosen: Choice, sizes: Sequence[int], n_cpus: int) -> Sweep:
     n_cpus : int
         CPUs that this process may use.
     """
-    counts = tuple(sorted({1, *chosen.workers}))
     kinds = ("strong", "weak") if chosen.scaling == "both" else (chosen.scaling,)
     configurations = []
     # Both bases are always there: the serial backend, and one worker of each other way.
@@ -107,15 +114,23 @@ def sweep_of(chosen: Choice, sizes: Sequence[int], n_cpus: int) -> Sweep:
                 configurations.append(Configuration("serial", 1, 1, "guided", "", "strong", n_items, n_blas, variant))
             continue
         threads = chosen.threads_per_worker if backend == "processes" else 1
-        for n_workers in counts if chosen.workers else worker_counts(max(1, n_cpus // threads)):
+        counts = chosen.workers or worker_counts(max(1, n_cpus // threads))
+        shapes = {(n * n_nodes, n_nodes) for n in counts for n_nodes in measure.numbers_of_nodes(backend, chosen.nodes)}
+        for n_workers, n_nodes in sorted({(1, 1)} | shapes):
             for start_method in chosen.start_methods if backend in ("processes", "pool") else ("",):
                 for kind in kinds:
                     size = n_items * n_workers * threads if kind == "weak" else n_items
                     factors = (n_workers * threads, threads, schedule, start_method, kind, size, n_blas, variant)
-                    configurations.append(Configuration(backend, *factors))
+                    configurations.append(Configuration(backend, *factors, n_nodes))
     precision = chosen.precision if chosen.rounds >= 6 else math.inf  # who asks for fewer has no interval to narrow
+    n_rounds, rounds = chosen.rounds, tuple[int, ...]()
+    if (part := tasks.own()) is not None:
+        # Every task visits all configurations, in rounds of its own: so each node measures its own base. Further rounds
+        # would need the runs of the others.
+        n_rounds, precision = max(chosen.rounds, part.n_parts), math.inf
+        rounds = tuple(range(part.number, n_rounds, part.n_parts))
     budget_s = BUDGET_S.get(chosen.preset, BUDGET_S["default"]) if chosen.budget is None else chosen.budget
-    return Sweep(tuple(configurations), chosen.rounds, chosen.seed, precision, budget_s)
+    return Sweep(tuple(configurations), n_rounds, chosen.seed, precision, budget_s, rounds)
 
 
 def perform(this: Any, chosen: Choice) -> Path:
@@ -144,7 +159,7 @@ def perform(this: Any, chosen: Choice) -> Path:
     )
     path = (chosen.results or Path("results") / machine_name()) / f"{this.name}.h5"
     print(
-        f"{this.question}\n{sweep_told(sweep, fit_limit(provenance, max(c.n_workers for c in sweep.configurations)))}",
+        f"{this.question}\n{sweep_told(sweep, fit_limit(provenance, most_of_a_node(sweep.configurations)))}",
         flush=True,
     )
     malloc.keep_freed()
@@ -166,9 +181,27 @@ def perform(this: Any, chosen: Choice) -> Path:
             print(f"{path} has {len(kept)} of these runs; {n_missing or 'none'} to make", flush=True)
         if missing or sweep.unsettled(kept):
             id = file.add_provenance(provenance.id, provenance.as_dict())
+            cpus = {id: Provenance.from_fields(fields).node_cpu_models for id, fields in recorded.provenance.items()}
+
+            def of_nodes(nodes: Sequence[Any]) -> str:
+                found = provenance.on_nodes([node.host for node in nodes], [node.cpu_model for node in nodes])
+                if found.id not in cpus:
+                    cpus[file.add_provenance(found.id, found.as_dict())] = found.node_cpu_models
+                return found.id
+
             with console.open_console(sweep, kept, len(missing)) as shown, warnings.catch_warnings():
                 warnings.filterwarnings("ignore", r"workers=\d+ is more than")  # said above, once
-                for run in measure.measure(sweep, this.function, truth, id, done=known, starting=shown.starting):
+                for run in measure.measure(
+                    sweep,
+                    this.function,
+                    truth,
+                    id,
+                    done=known,
+                    starting=shown.starting,
+                    cluster=chosen.cluster,
+                    of_nodes=of_nodes,
+                    kind_of=lambda id: cpus.get(id, ""),
+                ):
                     file.append(run)
                     shown.ended(run)
     if checks:
@@ -177,7 +210,7 @@ def perform(this: Any, chosen: Choice) -> Path:
     own = [
         study
         for study in studies(record.read(path, timelines=True))
-        if (study.conditions, study.seed) == (provenance.conditions_id, sweep.seed)
+        if _is_of_host(study.provenance, provenance) and study.seed == sweep.seed
         if study.n_items in sizes and study.kind in kinds
     ]
     for study in own:
@@ -196,7 +229,9 @@ def drawn(own: Sequence[Study], path: Path) -> list[Path]:
         return []
     from parcompute.figures import pages  # only now: what is recorded and told needs no Matplotlib
 
-    largest = {study.kind: study for study in sorted(own, key=lambda study: study.n_items)}
+    # Of runs on unlike nodes only those that are all there is.
+    by_size = sorted(own, key=lambda study: (study.n_items, not study.provenance.node_cpu_models))
+    largest = {study.kind: study for study in by_size}
     figures = [figure for study in largest.values() for figure in pages.save_study(study, path)]
     return figures + pages.save_sizes(own, path)
 
@@ -205,38 +240,46 @@ def sweep_told(sweep: Sweep, n_cpus: int) -> str:
     """Say in a sentence what a sweep is, and what of it cannot be fitted."""
     sizes = sorted({c.n_items for c in sweep.configurations})
     counts = sorted({c.n_workers for c in sweep.configurations})
+    nodes = sorted({c.n_nodes for c in sweep.configurations})
     backends = list(dict.fromkeys(c.backend for c in sweep.configurations))
     cpus = f"{n_cpus} usable CPU{'s' * (n_cpus > 1)}"
+    on_nodes = f" of each of {', '.join(map(str, nodes))} nodes" if nodes[-1] > 1 else ""
     text = (
         f"{' and '.join(f'{n:,}' for n in sizes)} items, seed {sweep.seed}; {', '.join(backends)} "
-        f"on {', '.join(map(str, counts))} of {cpus}; "
+        f"on {', '.join(map(str, counts))} of {cpus}{on_nodes}; "
         f"{sweep.n_rounds} round{'s' * (sweep.n_rounds > 1)} in random order after one to warm up"
     )
     if math.isfinite(sweep.precision):
         text += f", then more of what is not known within {100 * sweep.precision:g} %, for {sweep.budget_s:g} s in all"
-    if counts[-1] > n_cpus:
-        text += f"\nmore workers than the {cpus}: these runs are recorded and left out of fits"
+    if most_of_a_node(sweep.configurations) > n_cpus:
+        of_a_node = " of a node" if nodes[-1] > 1 else ""
+        text += f"\nmore workers than the {cpus}{of_a_node}: these runs are recorded and left out of fits"
     return text
 
 
 def runs_like(recorded: Recorded, seed: int, provenance: Provenance) -> list[Run]:
     """Return the runs of a file with the same conditions and seed, verified: their results have to agree."""
     alike = {
-        id
-        for id, fields in recorded.provenance.items()
-        if Provenance.from_fields(fields).conditions_id == provenance.conditions_id
+        id for id, fields in recorded.provenance.items() if _is_of_host(Provenance.from_fields(fields), provenance)
     }
     return [run for run in recorded.runs if run.provenance in alike and run.seed == seed and run.verified]
+
+
+def _is_of_host(known: Provenance, provenance: Provenance) -> bool:
+    """Whether the conditions are the same but for the nodes, which no sweep knows before it has them."""
+    return replace(known, node_cpu_models="").conditions_id == provenance.conditions_id
 
 
 def kept_apart(recorded: Recorded, sweep: Sweep, provenance: Provenance) -> str:
     """Say which runs of the same problem cannot be continued, and in what the newest differs; empty for none."""
     sizes = {configuration.n_items for configuration in sweep.configurations}
+    known = {id: Provenance.from_fields(fields) for id, fields in recorded.provenance.items()}
     others = [
         unlike
         for run in recorded.runs
         if run.seed == sweep.seed and run.configuration.n_items in sizes
-        if (unlike := differences(Provenance.from_fields(recorded.provenance[run.provenance]), provenance))
+        if (unlike := differences(known[run.provenance], provenance))
+        and not _is_of_host(known[run.provenance], provenance)
     ]
     if not others:
         return ""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from parcompute.analysis.fits import Fit
-from parcompute.analysis.losses import PARTS
 from parcompute.analysis.studies import Study, why_left_out
 from parcompute.figures.curves import looks, refuted
 from parcompute.figures.ledgers import Bar
 from parcompute.record.schema import SCHEMA
+from parcompute.values.parts import PARTS
 
 
 def title(chosen: Study) -> str:
@@ -80,6 +80,7 @@ def measured(chosen: Study) -> str:
     how += dict.fromkeys(
         f"{c.backend} with {c.threads_per_worker} threads each" for c in curves if c.threads_per_worker > 1
     )
+    how += _on_nodes(chosen)
     n_rounds = len({run.round for run in runs})
     share = " per worker" if chosen.kind == "weak" else ""
     said = (
@@ -106,9 +107,23 @@ def conditions(chosen: Study) -> str:
     )
 
 
+def _on_nodes(chosen: Study) -> list[str]:
+    """Say on how many nodes which numbers of workers were, by backend."""
+    found: dict[tuple[str, int], set[int]] = {}
+    for run in chosen.runs:
+        c = run.configuration
+        found.setdefault((c.backend, c.n_nodes), set()).add(c.n_workers)
+    return [
+        f"{backend} with {', '.join(map(str, sorted(counts)))} workers on {n_nodes} nodes"
+        for (backend, n_nodes), counts in sorted(found.items())
+        if n_nodes > 1
+    ]
+
+
 def _beyond(chosen: Study) -> str:
     cores = chosen.curves[0].n_cpus < chosen.provenance.usable_cpus
-    return f"more workers than {'cores' if cores else 'usable CPUs'}"
+    several = any(run.configuration.n_nodes > 1 for run in chosen.runs)
+    return f"more workers than {'cores' if cores else 'usable CPUs'}{' of the nodes' * several}"
 
 
 def _example(chosen: Study, reason: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from parcompute.analysis.scaling import Curve
 from parcompute.analysis.simulate import Prediction
-from parcompute.figures.curves import beside, look_of, looks
+from parcompute.figures.curves import beside, edge_of, explain_edges, look_of, looks
 from parcompute.values.intervals import Interval, Summary
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ def karp_flatt(ax: Axes, curves: Sequence[Curve]) -> None:
             face = "white" if point.beyond else look.colour
             x = counts.index(point.n_workers) + by
             label = {} if j else {"label": look.name}
-            _interval(ax, x, point.karp_flatt, look.colour, look.marker, scale=100, mfc=face, **label)
+            edge = edge_of(curve, point, look)
+            _interval(ax, x, point.karp_flatt, look.colour, look.marker, scale=100, mfc=face, mec=edge, **label)
+    explain_edges(ax, curves)
     ax.set_xlim(-0.6, len(counts) - 0.4)
     every = -(-len(counts) // 12)
     ax.set_xticks(range(len(counts))[::-every], [str(n) for n in counts[::-every]])
@@ -192,19 +194,20 @@ def prediction(ax: Axes, found: Prediction, usable_cpus: int) -> None:
     """
     counts = sorted({point.n_workers for point in found.points})
     ax.plot(counts, counts, color=_GREY, lw=0.9, zorder=1, label="ideal")
-    for i, schedule in enumerate(dict.fromkeys(point.schedule for point in found.points)):
+    for i, (schedule, n_nodes) in enumerate(dict.fromkeys((point.schedule, point.n_nodes) for point in found.points)):
         colour, marker = look_of("", i)
-        points = [point for point in found.points if point.schedule == schedule]
+        points = [point for point in found.points if (point.schedule, point.n_nodes) == (schedule, n_nodes)]
+        name = f"{schedule}, {n_nodes} node{'s' * (n_nodes > 1)}" if found.on_nodes else schedule
         x, y = [p.n_workers for p in points], [p.speedup for p in points]
-        ax.plot(x, y, marker, ms=3.2, color=colour, mfc="white", mew=0.8, zorder=3, label=f"{schedule}, predicted")
+        ax.plot(x, y, marker, ms=3.2, color=colour, mfc="white", mew=0.8, zorder=3, label=f"{name}, predicted")
         known = [(p.n_workers, found.base_s / p.measured.value) for p in points if p.measured is not None]
         if known:
-            ax.plot(*zip(*known, strict=True), marker, ms=3.6, color=colour, zorder=4, label=f"{schedule}, measured")
+            ax.plot(*zip(*known, strict=True), marker, ms=3.6, color=colour, zorder=4, label=f"{name}, measured")
     _log(ax, "x", counts[0], counts[-1])
     _log(ax, "y", min(p.speedup for p in found.points), max(1.0, *(p.speedup for p in found.points)))
     if counts[0] < usable_cpus < counts[-1]:
         ax.axvline(usable_cpus, color=_DARK, lw=0.7, ls=(0, (1, 1.5)), zorder=0.5)
-        cpus = f"{usable_cpus} usable CPUs"
+        cpus = f"{usable_cpus} usable CPUs{' of a node' * found.on_nodes}"
         beside(ax, cpus, (usable_cpus, 1), ax.get_xaxis_transform(), (0, 2), ha="left", va="bottom")
     ax.set_xlabel("workers")
     ax.set_ylabel("speedup, 1 = base")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from parcompute.analysis.fits import Fit
 from parcompute.analysis.laws import LAWS, Floats
-from parcompute.analysis.scaling import Curve
+from parcompute.analysis.scaling import Curve, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,10 +92,22 @@ def looks(curves: Sequence[Curve]) -> tuple[Look, ...]:
     return tuple(found)
 
 
+def edge_of(curve: Curve, point: Point, look: Look) -> str:
+    """Return the colour of a mark's edge: dark on several nodes, where the curve has points on one node too."""
+    return _DARK if point.n_nodes > 1 and curve.n_nodes == 0 else look.colour
+
+
+def explain_edges(ax: Axes, curves: Sequence[Curve]) -> None:
+    """Say in the legend what a dark edge is, where a mark has one."""
+    if any(curve.n_nodes == 0 for curve in curves):
+        ax.plot([], [], "o", ms=4, mfc=_GREY, mec=_DARK, mew=1.1, label="on several nodes")
+
+
 def _factors(curve: Curve) -> tuple[str, ...]:
+    nodes = f"{curve.n_nodes} node{'s' * (curve.n_nodes > 1)}" if curve.n_nodes else ""
     threads = f"{curve.threads_per_worker} thread{'s' * (curve.threads_per_worker > 1)}"
     blas = f"{curve.blas_threads} BLAS thread{'s' * (curve.blas_threads > 1)}"
-    return curve.variant, curve.schedule, curve.start_method, threads, blas, f"blocks of {curve.block_items}"
+    return curve.variant, curve.schedule, curve.start_method, threads, blas, nodes, f"blocks of {curve.block_items}"
 
 
 # ── speedup and efficiency ────────────────────────────────────────────────────────────────────────────
@@ -135,7 +147,7 @@ def speedup(ax: Axes, curves: Sequence[Curve], *, usable_cpus: int | None = None
         ax.set_ylim(0, 1.06 * ax.dataLim.y1)
     weak = curves[0].kind == "weak"
     ax.set_ylabel("scaled speedup N·T(base)/T(N), 1 = base" if weak else "speedup T(base)/T(N), 1 = base")
-    _frame(ax, groups, usable_cpus)
+    _frame(ax, groups, curves, usable_cpus)
 
 
 def efficiency(ax: Axes, curves: Sequence[Curve], *, usable_cpus: int | None = None) -> None:
@@ -144,7 +156,7 @@ def efficiency(ax: Axes, curves: Sequence[Curve], *, usable_cpus: int | None = N
     _draw(ax, groups, curves, lambda curve, N: 100 * curve.base.n_workers / N)
     ax.set_ylim(0, 1.06 * ax.dataLim.y1)
     ax.set_ylabel("efficiency, % of ideal")
-    _frame(ax, groups, usable_cpus)
+    _frame(ax, groups, curves, usable_cpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +224,7 @@ def _draw(ax: Axes, groups: _Groups, curves: Sequence[Curve], scale: Scale) -> N
             )
     if any(point.beyond for curve in curves for point in curve.points):
         ax.plot([], [], "o", ms=4, mfc="white", mec=_DARK, mew=0.8, label="beyond: not fitted")
+    explain_edges(ax, curves)
 
 
 def _points(ax: Axes, groups: _Groups, i: int, curve: Curve, look: Look, scale: Scale) -> None:
@@ -230,7 +243,9 @@ def _points(ax: Axes, groups: _Groups, i: int, curve: Curve, look: Look, scale: 
         if S.is_range:
             bar.lines[2][0].set_linestyle((0, (1, 1)))
         face = "white" if point.beyond else look.colour
-        ax.plot(x, [S.value * unit], look.marker, ms=3.6, mfc=face, mec=look.colour, mew=0.8, zorder=4)
+        edge = edge_of(curve, point, look)
+        wide = 0.8 if edge == look.colour else 1.1
+        ax.plot(x, [S.value * unit], look.marker, ms=3.6, mfc=face, mec=edge, mew=wide, zorder=4)
         if j == 0:
             ax.plot([], [], look.marker, ms=4, color=look.colour, label=look.name)
 
@@ -285,13 +300,14 @@ def _model(ax: Axes, groups: _Groups, i: int, curve: Curve, look: Look, scale: S
         ax.fill_between(x, low, high, color=look.colour, alpha=0.18, lw=0, zorder=0.8)
 
 
-def _frame(ax: Axes, groups: _Groups, usable_cpus: int | None) -> None:
+def _frame(ax: Axes, groups: _Groups, curves: Sequence[Curve], usable_cpus: int | None) -> None:
     ax.set_xlim(*groups.limits)
     ax.set_xlabel("workers")
     ax.set_xticks(groups.counts, _thinned(groups))
     ax.minorticks_off()
     n_cpus, limits = usable_cpus or groups.n_cpus, groups.limits
-    names = {n_cpus: f"{n_cpus} usable CPU{'s' * (n_cpus > 1)}"}
+    several = any(point.n_nodes > 1 for curve in curves for point in curve.points)
+    names = {n_cpus: f"{n_cpus} usable CPU{'s' * (n_cpus > 1)}{' of a node' * several}"}
     if groups.n_cpus != n_cpus:
         names = {groups.n_cpus: f"{groups.n_cpus} core{'s' * (groups.n_cpus > 1)}"} | names
     inside = [n for n in names if limits[0] < n < limits[1]]

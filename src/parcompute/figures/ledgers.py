@@ -11,14 +11,15 @@ Like `curves` it opens no file, knows no page and changes no setting.
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from parcompute.analysis.losses import PARTS
 from parcompute.figures.curves import beside
+from parcompute.values.parts import PARTS
 from parcompute.values.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ LOOKS = {
     "prologue": ("#000000", ""),
     "startup": ("#56B4E9", "//"),
     "dispatch": ("#0072B2", "/////"),
+    "transfer": ("#767676", "oooo"),
     "lost_cpu": ("#D55E00", "xxxxx"),
     "slowdown": ("#E69F00", "\\\\\\\\\\"),
     "return": ("#009E73", "-----"),
@@ -51,6 +53,8 @@ class Bar:
         Its name.
     n_workers : int
         N.
+    n_nodes : int
+        On how many nodes these are.
     beyond : bool
         More workers than CPUs.
     core_s : float
@@ -61,6 +65,7 @@ class Bar:
 
     way: str
     n_workers: int
+    n_nodes: int
     beyond: bool
     core_s: float
     shares: Mapping[str, float]
@@ -86,6 +91,8 @@ def ledger(ax: Axes, bars: Sequence[Bar]) -> None:
     for name, (colour, hatch) in LOOKS.items():
         share = 100 * np.array([bar.shares.get(name, 0.0) for bar in bars])
         before = 100 * np.array([_before(bar.shares, name) for bar in bars])
+        if name == "transfer" and not share.any():  # on one node there is none to be told from the others
+            continue
         ax.barh(rows, share, 0.78, left=before, color=colour, hatch=hatch, ec="white", lw=0.3, label=name)
     for y, way in heads:
         beside(ax, way, (0, y), "data", (3, 0), ha="left", va="center_baseline")
@@ -98,9 +105,11 @@ def ledger(ax: Axes, bars: Sequence[Bar]) -> None:
     for x in (0, 100):
         ax.axvline(x, color="0.25", lw=0.7, zorder=3)
     ax.set_ylim(ledger_rows(bars) - 0.5, -0.5)
-    ax.set_yticks(rows, [f"{bar.n_workers}{'*' * bar.beyond}" for bar in bars])
+    several = any(bar.n_nodes > 1 for bar in bars)
+    where = [f" on {bar.n_nodes}" if several else "" for bar in bars]
+    ax.set_yticks(rows, [f"{bar.n_workers}{'*' * bar.beyond}{on}" for bar, on in zip(bars, where, strict=True)])
     ax.tick_params(axis="y", length=0)
-    ax.set_ylabel("workers")
+    ax.set_ylabel("workers on nodes" if several else "workers")
     ax.set_xlabel("share of all core-seconds, %")
 
 
@@ -127,7 +136,7 @@ def _before(shares: Mapping[str, float], name: str) -> float:
 
 
 def timeline(ax: Axes, timelines: Sequence[Timeline]) -> None:
-    """Draw the jobs of a run: kernels, and between them what the ledger calls the rest.
+    """Draw the jobs of a run: kernels, and between them what the ledger calls the rest; lines part the nodes.
 
     Parameters
     ----------
@@ -146,26 +155,37 @@ def timeline(ax: Axes, timelines: Sequence[Timeline]) -> None:
             width = (end - begin) / 1e9 * scale
             spans.setdefault(kind, {}).setdefault(worker, []).append(((begin - origin) / 1e9 * scale, width))
 
+    def add_or_transfer(kind: str, worker: int, begin: int, end: int) -> None:
+        intervals = away.get(worker, ())
+        for gone, back in intervals[bisect_right(intervals, begin, key=lambda interval: interval[1]) :]:
+            if gone >= end:
+                break
+            add(kind, worker, begin, gone)
+            add("transfer", worker, max(begin, gone), min(back, end))
+            begin = min(back, end)
+        add(kind, worker, begin, end)
+
     workers = timelines[0].workers["worker"].tolist()[:MOST_ROWS]
     previous = origin
     for job in timelines:
         chunks = job.chunks
         submitted = int(chunks["started_ns"].min(initial=job.submitted_ns))
         last = max(submitted, int(chunks["stored_ns"].max(initial=submitted)))
+        away = _away(job)
         for worker, ready_ns in zip(job.workers["worker"].tolist(), job.workers["ready_ns"].tolist(), strict=True):
             if worker not in workers:
                 continue
             rows = job.of_worker(worker)
             add("prologue", worker, previous, submitted)
             at = min(max(submitted, ready_ns), int(rows["started_ns"][0]) if len(rows) else last)
-            add("startup", worker, submitted, at)
+            add_or_transfer("startup", worker, submitted, at)
             for started, finished, stored in rows[["started_ns", "finished_ns", "stored_ns"]].tolist():
-                add("dispatch", worker, at, started)
+                add_or_transfer("dispatch", worker, at, started)
                 add("useful", worker, started, finished)
                 add("return", worker, finished, stored)
                 at = stored
-            add("tail", worker, at, last)
-            add("drain", worker, last, job.completed_ns)
+            add_or_transfer("tail", worker, at, last)
+            add_or_transfer("drain", worker, last, job.completed_ns)
         previous = job.completed_ns
     for kind, (colour, _) in LOOKS.items():
         label = "kernel" if kind == "useful" else kind
@@ -176,11 +196,33 @@ def timeline(ax: Axes, timelines: Sequence[Timeline]) -> None:
     _ends_of_kernels(ax, spans.get("useful", {}))
     ax.set_xlim(0, seconds * scale)
     ax.set_ylim(max(workers) + 0.6, -0.6)
+    _lines_between_nodes(ax, timelines, max(workers))
     step = max(1, len(workers) // 8)
     ax.set_yticks(workers[::step])
     ax.tick_params(axis="y", length=0)
     ax.set_ylabel("worker")
     ax.set_xlabel(f"time since the call, {unit}")
+
+
+def _away(job: Timeline) -> dict[int, list[tuple[int, int]]]:
+    """Return for each worker when its node had nothing in hand."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for node, first, n_workers in job.nodes[["node", "first_worker", "n_workers"]].tolist():
+        intervals = [(gone, back) for gone, back in job.without_work(node).tolist()]
+        found |= dict.fromkeys(range(first, min(first + n_workers, MOST_ROWS)), intervals)
+    return found
+
+
+def _lines_between_nodes(ax: Axes, timelines: Sequence[Timeline], last: int) -> None:
+    """Part the workers of each node from the next ones', and name the nodes as long as there is room."""
+    nodes = next((job.nodes for job in timelines if len(job.nodes)), timelines[0].nodes)
+    shown = nodes[nodes["first_worker"] <= last]
+    for node, first, n_workers in shown[["node", "first_worker", "n_workers"]].tolist():
+        if first:
+            ax.axhline(first - 0.5, color="0.25", lw=0.5, zorder=3)
+        if node % max(1, len(shown) // 8) == 0:
+            middle = (first + min(first + n_workers - 1, last)) / 2
+            beside(ax, f"node {node}", (1, middle), ax.get_yaxis_transform(), (3, 0), ha="left", va="center")
 
 
 def _ends_of_kernels(ax: Axes, of_workers: dict[int, list[tuple[float, float]]]) -> None:

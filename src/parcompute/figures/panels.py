@@ -14,7 +14,7 @@ import numpy as np
 
 from parcompute.analysis.laws import list_scheduling_bounds
 from parcompute.analysis.losses import losses
-from parcompute.analysis.simulate import ASSUMPTIONS, Costs, Prediction, block_ns
+from parcompute.analysis.simulate import Costs, Prediction, block_ns
 from parcompute.analysis.studies import Study
 from parcompute.figures import captions, charts, curves, ledgers
 from parcompute.figures.ledgers import Bar
@@ -119,7 +119,7 @@ def bars(study: Study) -> list[Bar]:
             paid_ns = [losses(run.timelines).total_ns for run in study.runs_of(curve, point.n_workers) if run.timelines]
             if paid_ns:
                 core_s = sum(paid_ns) * 1e-9 / len(paid_ns)
-                found.append(Bar(look.name, point.n_workers, point.beyond, core_s, point.lost))
+                found.append(Bar(look.name, point.n_workers, point.n_nodes, point.beyond, core_s, point.lost))
     if len(found) > _MAX_BARS:
         kept = worker_counts(max(bar.n_workers for bar in found))
         found = [bar for bar in found if bar.n_workers in kept] or found
@@ -136,7 +136,7 @@ def _ledger(study: Study) -> Panel:
 def _shown_run(study: Study) -> Run | None:
     """Return the run whose timeline is shown: of the widest usable configuration the one with the median time."""
     timed = [run for run in study.counted if run.timelines and run.configuration.backend != "serial"]
-    usable = [run for run in timed if run.configuration.n_workers <= study.n_cpus] or timed
+    usable = [run for run in timed if study.has_cpus(run)] or timed
     if not usable:
         return None
     best = max(usable, key=lambda run: (run.configuration.n_workers, run.configuration.backend == "processes"))
@@ -151,9 +151,10 @@ def _timeline(study: Study) -> Panel:
     height = 0.11 * max(8, min(len(run.timelines[0].workers), ledgers.MOST_ROWS)) + 0.3
     return Panel(
         f"{study.experiment}, timeline",
-        f"{c.way} × {c.n_workers}, the run with the median time: {run.wall_s:.4g} s, round {run.round + 1}",
+        f"{c.name}, the run with the median time: {run.wall_s:.4g} s, round {run.round + 1}",
         f"{c.n_items:,} items in blocks of {run.block_items:,}, {run.n_chunks} chunks, {len(run.timelines)} "
-        f"job{'s' * (len(run.timelines) > 1)}. Colours are the parts of the ledger; a hair ends each chunk. "
+        f"job{'s' * (len(run.timelines) > 1)}. Colours are the parts of the ledger; a hair ends each chunk"
+        f"{', a line the workers of a node' * (c.n_nodes > 1)}. "
         f"{captions.conditions(study)}",
         lambda ax: ledgers.timeline(ax, run.timelines),
         height,
@@ -166,11 +167,13 @@ def _timeline(study: Study) -> Panel:
 def _of_ways(study: Study) -> dict[Configuration, list[Run]]:
     """Return the runs by configuration, at the largest usable number of workers at which there are several."""
     by: dict[int, dict[Configuration, list[Run]]] = {}
+    beyond: set[int] = set()
     for run in study.counted:
         if study.kind == run.configuration.kind or run.configuration.backend != "serial":
             by.setdefault(run.configuration.n_workers, {}).setdefault(run.configuration, []).append(run)
+            beyond |= set() if study.has_cpus(run) else {run.configuration.n_workers}
     several = {n: ways for n, ways in by.items() if len(ways) > 1}
-    usable = {n: ways for n, ways in several.items() if n <= study.n_cpus} or several
+    usable = {n: ways for n, ways in several.items() if n not in beyond} or several
     return usable[max(usable)] if usable else {}
 
 
@@ -215,10 +218,11 @@ def group_of(c: Configuration) -> str:
 
 
 def _chunked(study: Study) -> dict[str, dict[int, list[Run]]]:
-    """Return the runs under ``dynamic,k`` by backend and k, on the largest usable number of workers."""
+    """Return the runs under ``dynamic,k`` by backend and k, on the largest usable number of workers of one node."""
     by: dict[str, dict[int, list[Run]]] = {}
-    usable = [run.configuration.n_workers for run in study.counted if run.configuration.n_workers <= study.n_cpus]
-    for run in study.counted:
+    on_one = [run for run in study.counted if run.configuration.n_nodes == 1]
+    usable = [run.configuration.n_workers for run in on_one if run.configuration.n_workers <= study.n_cpus]
+    for run in on_one:
         c = run.configuration
         size = Schedule.parse(c.schedule).chunk_blocks
         if (
@@ -263,7 +267,7 @@ def _grid_of(study: Study) -> dict[tuple[int, int], list[Run]]:
     ways = {c.backend for c in {run.configuration for run in study.counted}} - {"serial"}
     backend = "processes" if "processes" in ways else min(ways, default="")
     for run in study.counted:
-        if run.configuration.backend == backend:
+        if run.configuration.backend == backend and run.configuration.n_nodes == 1:
             cells.setdefault((run.configuration.n_workers, run.configuration.blas_threads), []).append(run)
     return cells
 
@@ -315,7 +319,7 @@ def of_sizes(like: Sequence[Study]) -> Panel:
         for run in study.counted:
             if run.configuration.n_workers in (1, n_workers):
                 c = dataclasses.replace(run.configuration, n_items=0)
-                name = f"{c.way} × {c.n_workers}" if n_workers > 1 else c.variant or c.way
+                name = c.name if n_workers > 1 else c.variant or c.way
                 found.setdefault((name, c.backend), {}).setdefault(study.n_items, []).append(run.wall_s)
     walls: dict[tuple[str, str], list[tuple[int, Summary]]] = {
         way: [(n, summarise(times)) for n, times in sorted(by_size.items())] for way, by_size in sorted(found.items())
@@ -336,7 +340,7 @@ def of_prediction(study: Study, found: Prediction) -> Panel:
     return Panel(
         f"{study.experiment}, prediction",
         f"base: {found.base}, {found.base_s:.4g} s",
-        f"Replayed: {found.n_runs} runs of {c.way} × {c.n_workers}, {c.n_items:,} items. "
-        f"Assumed: {'; '.join(ASSUMPTIONS)}. {captions.conditions(study)}",
+        f"Replayed: {found.n_runs} runs of {c.name}, {c.n_items:,} items. "
+        f"Assumed: {'; '.join(found.assumptions)}. {captions.conditions(study)}",
         lambda ax: charts.prediction(ax, found, study.provenance.usable_cpus),
     )

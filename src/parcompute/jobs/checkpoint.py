@@ -18,8 +18,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,31 @@ from parcompute.jobs import digests
 from parcompute.jobs.checkpoint_file import CheckpointError, CheckpointFile, create, not_to_be_continued
 from parcompute.jobs.job import Job
 from parcompute.jobs.outputs import Allocate, Field, Outputs
-from parcompute.jobs.partials import Leaf
+from parcompute.jobs.partials import Shapes, is_sound
 from parcompute.jobs.schedule import DONE
 from parcompute.machine import atomic
+from parcompute.machine.batch import deadline, tasks
+from parcompute.machine.batch.tasks import Part, files_of_parts
 
 # Work of half a second is no loss. Keeping may cost one part in twenty of the time, then it is done less often.
-EVERY_S = 0.5
-COST = 19
+EVERY_S, COST = 0.5, 19
 
 # A checkpoint that another process writes is waited for so long; the workers of a killed one need a moment.
 WAIT_S = 2.0
+
+
+class PartDone(SystemExit):
+    """The blocks of a job that are this task's part are kept: the program ends here, with status 0.
+
+    What follows needs the whole result. The same program without a part finds the files of all parts, and goes on.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(0)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @contextmanager
@@ -68,20 +83,34 @@ def kept(path: Any, seed: int | None, job: Job, allocate: Allocate) -> Iterator[
     ------
     CheckpointError
         If the file is of another job, or no checkpoint, or cannot be written, or another process writes it.
+    OutOfTime
+        If the time of the batch job is over before the job is done.
     """
-    path = Path(os.path.abspath(path))
+    path, part = Path(os.path.abspath(path)), tasks.own()
+    if part is not None:
+        path = part.file(path)
     lock = _locked(path)
     try:
-        keeper = _Keeper(path, job)
+        keeper = _Keeper(path, job, part)
         try:
             job = replace(keeper.resume(job, seed, allocate), keeper=keeper)
-            try:
-                yield job
-            except BaseException as error:
-                if trouble := keeper.finish(settled=isinstance(error, Exception)):
-                    error.add_note(trouble)
-                raise
-            if trouble := keeper.finish(settled=True):
+            with deadline.keeping():
+                try:
+                    yield job
+                except BaseException as error:
+                    is_end = isinstance(error, deadline.OutOfTime)
+                    trouble = keeper.finish(settled=is_end or isinstance(error, Exception))
+                    if is_end:
+                        raise keeper.out_of_time(trouble) from None
+                    if trouble:
+                        error.add_note(trouble)
+                    raise
+                trouble = keeper.finish(settled=True)
+                if keeper.ended and not keeper.complete:
+                    raise keeper.out_of_time(trouble)
+                if part is not None and not trouble:
+                    raise PartDone(f"{path}: part {part} is kept; what follows needs the whole result")
+            if trouble:
                 warnings.warn(f"{trouble}; the result itself is whole", stacklevel=5)
         finally:
             keeper.close()
@@ -91,13 +120,27 @@ def kept(path: Any, seed: int | None, job: Job, allocate: Allocate) -> Iterator[
 
 def _locked(path: Path) -> int | None:
     try:
-        lock = atomic.acquire(path, WAIT_S)
+        lock = atomic.acquire(path, deadline.patience_s(WAIT_S))
         atomic.remove_leftovers(path)
     except atomic.Held as error:
         raise CheckpointError(f"{error}; wait for its end, or choose another name for this checkpoint") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error}); choose a file in another folder") from error
     return lock
+
+
+@contextmanager
+def _of_part(path: Path) -> Iterator[CheckpointFile]:
+    """Open the file of a part, which nobody may be writing."""
+    lock = _locked(path)
+    try:
+        file = CheckpointFile(path)
+        try:
+            yield file
+        finally:
+            file.close()
+    finally:
+        atomic.release(path, lock)
 
 
 def identity(job: Job) -> dict[str, str]:
@@ -131,11 +174,16 @@ def identity(job: Job) -> dict[str, str]:
 class _Keeper:
     """See `parcompute.jobs.job.Keeper`."""
 
-    def __init__(self, path: Path, job: Job) -> None:
+    def __init__(self, path: Path, job: Job, part: Part | None) -> None:
         self.path = path
         self.outputs: Outputs = job.outputs
         self.n_blocks = job.plan.n_blocks
         self.saved = np.zeros(self.n_blocks, bool)
+        self.others = np.zeros(self.n_blocks, bool)  # blocks that other tasks have, or have had
+        if part is not None:
+            self.others[:] = True
+            self.others[slice(*part.of(self.n_blocks))] = False
+        self._part = part
         self.complete = False
         self._identity = identity(job)
         self._file: CheckpointFile | None = None
@@ -146,32 +194,52 @@ class _Keeper:
         self._due_s = 0.0
         self._closed = False
         self._writing = threading.Lock()
+        self._countdown = deadline.Countdown()
+        self._save_s, self._n_before = 0.0, 0
 
     # --- before the job ------------------------------------------------------------------------------------
 
     def resume(self, job: Job, seed: int | None, allocate: Allocate) -> Job:
         """Put what the file holds into the outputs; return the job with the seed of the file."""
         if os.path.lexists(self.path):
-            self._file = file = CheckpointFile(self.path)
+            self._file = CheckpointFile(self.path)
+        with ExitStack() as stack:
+            others = [] if self._part is not None else files_of_parts(self.path)
+            parts = [stack.enter_context(_of_part(path)) for path in others]
+            files = [*([self._file] if self._file is not None else []), *parts]
             if "rng" in job.asks and seed is None:
-                stored = file.identity.get("seed", "")
+                if self._part is not None:
+                    raise ValueError("seed=None: each task would draw streams of its own; pass a seed, the same in all")
+                stored = files[0].identity.get("seed", "") if files else ""
                 job = replace(job, seed=int(stored) if stored.isdecimal() and len(stored) < 4000 else job.seed)
-        self._identity["seed"] = str(job.seed) if "rng" in job.asks else "not asked for"
-        if self._file is not None:
-            self._file.compare(self._identity)
-            self._load(self._file, allocate)
+            self._identity["seed"] = str(job.seed) if "rng" in job.asks else "not asked for"
+            shapes = [Shapes(io.BytesIO(file.shape)).load() for file in files] if parts else []
+            for n, file in enumerate(files):
+                file.compare(self._identity)
+                if parts and shapes[n] != shapes[0]:
+                    raise CheckpointError(f"{file.path}: its results look otherwise than {files[0].path}'s; delete one")
+                found = self._load(file, allocate)
+                if file is self._file:
+                    self.saved |= found
+                else:  # it goes into this file too, which then has the whole
+                    self.others |= found & ~self.saved
+        self._n_before = int(np.count_nonzero(self.saved))
+        self.complete = bool((self.saved | self.others).all())
+        if parts:
+            self._done = self.others.astype(np.uint8) * np.uint8(DONE)
         return job
 
-    def _load(self, file: CheckpointFile, allocate: Allocate) -> None:
-        outputs = self.outputs
+    def _load(self, file: CheckpointFile, allocate: Allocate) -> npt.NDArray[np.bool_]:
+        """Put what a file holds into the outputs; return of which blocks that is."""
+        outputs, found = self.outputs, np.zeros(self.n_blocks, bool)
         try:
             if outputs.arrays is None:
-                shape = _Shapes(io.BytesIO(file.shape)).load()
+                shape = Shapes(io.BytesIO(file.shape)).load()
                 fields = outputs.fields_of(shape)
-                if not all(map(_is_sound, fields)):
+                if not all(map(is_sound, fields)):
                     raise ValueError("no array of numbers looks like what it says")
             else:
-                fields = [Field(array.dtype, array.shape[1:]) for array in outputs.arrays]
+                fields = [Field(array.dtype, array.shape[1:]) for array in outputs.stored or ()]
             n_rows = outputs.span(0, self.n_blocks).stop
             sizes = [n_rows * math.prod(field.shape) * max(1, field.dtype.itemsize) for field in fields]
             if file.n_blocks != self.n_blocks or file.room != sizes:
@@ -180,46 +248,74 @@ class _Keeper:
             raise not_to_be_continued(file.path, error) from error
         if outputs.arrays is None:
             outputs.allocate(shape, allocate)
-        arrays = outputs.arrays or ()
+        arrays = outputs.stored or ()
         for first, stop, checksum, pickled in file.records():
             if pickled is not None:
                 with suppress(Exception):  # its class may have gone; then it is computed again
                     self.outputs.keep(first, pickle.loads(pickled))
-                    self.saved[first] = True
+                    found[first] = True
             elif file.read_rows(arrays, self.outputs.span(first, stop)) == checksum:
-                self.saved[first:stop] = True
-        self.complete = bool(self.saved.all())
-        if n_damaged := file.mark(self.saved):
+                found[first:stop] = True
+        if n_damaged := file.mark(found):
             warnings.warn(
-                f"{self.path}: {n_damaged} blocks are damaged (a power failure, or another program has opened the file "
+                f"{file.path}: {n_damaged} blocks are damaged (a power failure, or another program has opened the file "
                 "for writing) and are computed again",
                 stacklevel=6,
             )
+        return found
 
     # --- while it runs -------------------------------------------------------------------------------------
 
-    def follow(self, done: npt.NDArray[np.uint8], *, late: bool = False, every_s: float | None = None) -> None:
+    def follow(
+        self,
+        done: npt.NDArray[np.uint8],
+        *,
+        late: bool = False,
+        every_s: float | None = None,
+        stop: Callable[[], None] | None = None,
+        current: Sequence[int] = (),
+    ) -> None:
         """Mark what is kept already as done, and keep from now on what is marked."""
-        done[self.saved & (done != DONE)] = DONE
+        done[(self.saved | self.others) & (done != DONE)] = DONE
         self._done, self._late = done, late
         self._every_s = EVERY_S if every_s is None else every_s
+        self._countdown = self._countdown.of(stop, current)
 
     def look(self) -> float:
         """Write what is due; return the seconds until the next look."""
         left_s = self._due_s - time.monotonic()
-        if left_s <= 0 and self._writing.acquire(blocking=False):
+        if self._writing.acquire(blocking=False):
             try:
-                self._save()
+                self._countdown.look(2 * self._save_s)  # what is due, and the disk is waited for once more
+                if left_s <= 0:
+                    self._save()
+                    left_s = self._due_s - time.monotonic()
             finally:
                 self._writing.release()
-            left_s = self._due_s - time.monotonic()
         return max(left_s, 0.001)
+
+    @property
+    def ended(self) -> str:
+        """Why no more blocks are to begin."""
+        return self._countdown.ended
+
+    def out_of_time(self, trouble: str) -> deadline.OutOfTime:
+        """Return what says how far the job is."""
+        n_saved = int(np.count_nonzero(self.saved))
+        told = f"{self.path}: {n_saved:,} of {self.n_blocks:,} blocks are kept; {self.ended or deadline.in_words()}"
+        return deadline.OutOfTime(
+            f"{told}; run it again to go on" + (f" ({trouble})" if trouble else ""), n_saved, self.n_blocks
+        )
 
     def _save(self, *, all_of_it: bool = False) -> None:
         """Write what is done and not saved; of marks that other processes set, those that stood at the last look."""
         done, started_s = self._done, time.monotonic()
         if done is not None and self._trouble is None and not self._closed:
             marked = np.asarray(done == DONE)
+            if self.outputs.arrived is not None:
+                marked &= self.outputs.arrived | self.saved
+            if self._part is not None:
+                marked &= ~self.others
             new = marked & ~self.saved
             if self._late and not all_of_it:
                 # By now all that was stored before those marks is visible here, and all that was sent is heard.
@@ -231,11 +327,12 @@ class _Keeper:
             except Exception as error:  # a full disk above all: the job itself goes on
                 self._trouble = error
         now_s = time.monotonic()
+        self._save_s = max(self._save_s, now_s - started_s)
         self._due_s = now_s + max(self._every_s, COST * (now_s - started_s))
 
     def _write(self, new: npt.NDArray[np.bool_]) -> None:
         outputs = self.outputs
-        arrays = outputs.arrays or ()
+        arrays = outputs.stored or ()
         if self._file is None:
             create(self.path, self._identity, pickle.dumps(outputs.shape), self.n_blocks, arrays)
             self._file = CheckpointFile(self.path)
@@ -271,7 +368,8 @@ class _Keeper:
             if not self._late or self.outputs.asked != "partials":
                 self._save(all_of_it=True)
             self._closed = True
-            self.complete = bool(self.saved.all())
+            self.complete = bool((self.saved | self.others).all())
+            deadline.note_kept(int(np.count_nonzero(self.saved)) - self._n_before)
             if settled and self._file is not None and self._trouble is None:
                 try:
                     self._file.sync()
@@ -292,45 +390,6 @@ class _Keeper:
             if self._file is not None:
                 self._file.close()
                 self._file = None
-
-
-class _Shapes(pickle.Unpickler):
-    """Rebuilds what results look like, and nothing else: a pickle may name any function to be called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return one of the few classes that a shape consists of."""
-        if module.startswith("parcompute."):  # wherever it stood when the file was written
-            return {"Field": Field, "Leaf": Leaf, "_Leaf": Leaf}[name]
-        if (module, name) in _PLAIN:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of what numbers look like")
-
-
-def _is_sound(field: Any) -> bool:
-    """Whether a field that was read is what it says: a pickled dtype may hold objects and deny it."""
-    return (
-        type(field.shape) is tuple
-        and all(type(n) is int and n >= 0 for n in field.shape)
-        and isinstance(field.dtype, np.dtype)
-        and _is_plain(field.dtype, field.dtype.itemsize)
-    )
-
-
-def _is_plain(dtype: np.dtype[Any], n_bytes: int) -> bool:
-    if not 0 <= dtype.itemsize <= n_bytes or dtype.kind == "O":
-        return False
-    if dtype.subdtype is not None:
-        base, shape = dtype.subdtype
-        return _is_plain(base, n_bytes) and dtype.itemsize == base.itemsize * math.prod(shape) and min(shape) >= 0
-    if dtype.names is None:
-        known = np.dtype(dtype.str)
-        return known == dtype and known.itemsize == dtype.itemsize
-    fields = [dtype.fields[name] for name in dtype.names]  # type: ignore[index]
-    return all(at >= 0 and _is_plain(part, dtype.itemsize - at) for part, at, *_ in fields)
-
-
-_PLAIN = {("builtins", name) for name in ("bool", "int", "float", "complex")}
-_PLAIN |= {("numpy", name) for name in ("dtype", "generic", "ndarray")}
 
 
 def _pickled(value: Any) -> bytes:

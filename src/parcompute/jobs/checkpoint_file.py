@@ -68,9 +68,7 @@ def not_to_be_continued(path: Path, why: Exception) -> CheckpointError:
     )
 
 
-def create(
-    path: Path, identity: Mapping[str, str], shape: bytes, n_blocks: int, arrays: Sequence[npt.NDArray[Any]]
-) -> None:
+def create(path: Path, identity: Mapping[str, str], shape: bytes, n_blocks: int, arrays: Sequence[Any]) -> None:
     """Make a file with room for everything, whole or not at all.
 
     Parameters
@@ -83,7 +81,7 @@ def create(
         What the results look like, pickled.
     n_blocks : int
         Number of marks.
-    arrays : sequence of ndarray
+    arrays : sequence of ndarray or Target
         For whose content there will be room.
 
     Raises
@@ -329,21 +327,24 @@ class CheckpointFile:
             _write(self.fd, saved.astype(np.uint8), self._done_at)
         return n_damaged
 
-    def read_rows(self, arrays: Sequence[npt.NDArray[Any]], rows: slice) -> int:
+    def read_rows(self, arrays: Sequence[Any], rows: slice) -> int:
         """Read the rows of some blocks into the arrays; return their checksum."""
         checksum = 0
-        for part, at in self._parts(arrays, rows):
-            target = part if part.flags.c_contiguous else np.empty(part.shape, part.dtype)
-            checksum = zlib.crc32(_read(self.fd, _bytes_of(target), at), checksum)
-            if target is not part:
-                part[...] = target
+        for array, at in self._parts(arrays, rows):
+            part = array[rows] if isinstance(array, np.ndarray) else None
+            if part is not None and part.flags.c_contiguous:
+                checksum = zlib.crc32(_read(self.fd, _bytes_of(part), at), checksum)
+            else:
+                content = np.empty((rows.stop - rows.start, *array.shape[1:]), array.dtype)
+                checksum = zlib.crc32(_read(self.fd, _bytes_of(content), at), checksum)
+                array[rows] = content
         return checksum
 
-    def append_rows(self, arrays: Sequence[npt.NDArray[Any]], rows: slice, first: int, stop: int) -> None:
+    def append_rows(self, arrays: Sequence[Any], rows: slice, first: int, stop: int) -> None:
         """Write these rows of the arrays, and then that they are those of blocks ``first, ..., stop - 1``."""
         checksum = 0
-        for part, at in self._parts(arrays, rows):
-            content = _bytes_of(np.ascontiguousarray(part))
+        for array, at in self._parts(arrays, rows):
+            content = _bytes_of(np.ascontiguousarray(array[rows]))
             _write(self.fd, content, at)
             checksum = zlib.crc32(content, checksum)
         self._append(_ROWS, first, stop, checksum, b"")
@@ -352,11 +353,11 @@ class CheckpointFile:
         """Write the result of one block that has no place in the arrays."""
         self._append(_OBJECT, index, index + 1, zlib.crc32(pickled), pickled)
 
-    def _parts(self, arrays: Sequence[npt.NDArray[Any]], rows: slice) -> Iterator[tuple[npt.NDArray[Any], int]]:
-        """Yield these rows of each array, and where in the file they lie."""
+    def _parts(self, arrays: Sequence[Any], rows: slice) -> Iterator[tuple[Any, int]]:
+        """Yield each array of which these rows have a content, and where in the file that lies."""
         for array, at in zip(arrays, self._places, strict=True):
-            if (part := array[rows]).nbytes:
-                yield part, at + rows.start * (array.nbytes // len(array))
+            if array.nbytes and rows.start < rows.stop:
+                yield array, at + rows.start * (array.nbytes // len(array))
 
     def _append(self, kind: int, first: int, stop: int, checksum: int, payload: bytes) -> None:
         header = _HEADER.pack(kind, first, stop, len(payload), checksum)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from parcompute.memory import sources
 from parcompute.memory.shared import SharedArray
+from parcompute.memory.tables import Table
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, type(Ellipsis), type(NotImplemented))
 _NUMBERS = {type(None), bool, int, float}
@@ -122,8 +123,10 @@ class _Digester:
             return _join(b"file", [place.encode()])
         if kind in (np.ndarray, np.memmap, SharedArray) and not value.dtype.hasobject:
             return _of_array(value)
-        if sources.is_dataset(value):
-            return _of_array(value[()])
+        if sources.is_dataset(value) or sources.is_zarr(value):
+            return _of_array(value[...])
+        if isinstance(value, Table):
+            return _join(b"table", map(self.of, value.digest_parts()))
         if isinstance(value, np.generic) and not value.dtype.hasobject:
             return _join(b"scalar", [str(value.dtype).encode(), value.tobytes()])
         if isinstance(value, np.ufunc):
@@ -264,6 +267,8 @@ def _in_file(value: Any) -> str | None:
         if place is None or not isinstance(place[0], sources.DatasetReference):
             return None
         path, where = place[0].path, place[0].name
+    elif sources.is_zarr(value):
+        return _in_folder(value) if value.read_only else None
     else:
         base = value
         while isinstance(base, np.ndarray):
@@ -277,6 +282,14 @@ def _in_file(value: Any) -> str | None:
         path, where = reference.path, f"byte {reference.offset} by {reference.strides}"
     status = os.stat(path)
     return f"{value.dtype} {value.shape} in {path} at {where}, {status.st_size} bytes of {status.st_mtime_ns} ns"
+
+
+def _in_folder(array: Any) -> str | None:
+    if (folder := sources.folder_of(array)) is None:
+        return None
+    stats = [os.stat(os.path.join(parent, name)) for parent, _, names in os.walk(folder) for name in names]
+    n_bytes, last_ns = sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+    return f"{array.dtype} {array.shape} in {folder}, {len(stats)} files, {n_bytes} bytes, the last of {last_ns} ns"
 
 
 def _of_array(array: npt.NDArray[Any]) -> bytes:

@@ -21,11 +21,14 @@ from parcompute.jobs.partials import Partials
 from parcompute.jobs.setup import worker_state
 from parcompute.jobs.world import World
 from parcompute.machine import signals
+from parcompute.machine.batch.deadline import OutOfTime
 from parcompute.memory import sources
+from parcompute.memory.tables import Table
 from parcompute.values import streams
 from parcompute.values.blocks import Block, Plan
 
 ASKABLE = ("block", "rng", "out", "state")
+_ASKABLE = frozenset(ASKABLE)
 
 
 class KernelError(RuntimeError):
@@ -76,8 +79,8 @@ def asked_for(kernel: Callable[..., Any]) -> frozenset[str]:
         by_place, by_name, defaults = _parameters(kernel)
     except (TypeError, ValueError):  # C functions without a signature ask for nothing
         return frozenset()
-    named = {*by_place, *by_name}
-    return frozenset(name for name in ASKABLE if name in named and (name != "out" or name not in defaults))
+    asks = _ASKABLE.intersection((*by_place, *by_name))
+    return asks - {"out"} if "out" in asks and "out" in defaults else asks
 
 
 def positional(kernel: Callable[..., Any]) -> Sequence[str]:
@@ -106,11 +109,29 @@ class Keeper(Protocol):
 
     complete: bool
 
-    def follow(self, done: npt.NDArray[np.uint8], *, late: bool = False, every_s: float | None = None) -> None:
+    @property
+    def ended(self) -> str:
+        """Why no more blocks are to begin, since the time of the batch job is over; empty as long as they may."""
+
+    def follow(
+        self,
+        done: npt.NDArray[np.uint8],
+        *,
+        late: bool = False,
+        every_s: float | None = None,
+        stop: Callable[[], None] | None = None,
+        current: Sequence[int] = (),
+    ) -> None:
         """Mark what is kept already as done, and keep from now on what is marked."""
 
     def look(self) -> float:
-        """Write what is due; return the seconds until the next look."""
+        """Write what is due; return the seconds until the next look.
+
+        Raises
+        ------
+        OutOfTime
+            If the time is over, and no `stop` could say so to the workers or they have not heard it.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,14 +198,14 @@ class Job:
         kernel, args, kwargs = self.kernel, self.args, self.kwargs
         inputs = [_read_only(array) for array in self.inputs]
         asks_block, asks_rng, asks_out, asks_state = (name in self.asks for name in ASKABLE)
-        keeper = self.keeper
-        if len(inputs) < 2 and not (args or kwargs or asks_rng or asks_out or asks_state or keeper):
-            return _plain(kernel, inputs, asks_block)
+        if len(inputs) < 2 and not (args or kwargs or asks_rng or asks_out or asks_state):
+            if inputs and (dtype := _dtype_of(kernel, inputs[0])) is not None and isinstance(self.outputs, Rows):
+                return _in_place(kernel, inputs[0], dtype, self.outputs)
+            return _plain(kernel, inputs, asks_block, self.plan.halo)
 
         def compute(block: Block, out: Any = None) -> Any:
-            if keeper is not None:  # the caller itself computes, so nobody else would find the time
-                keeper.look()
-            rows = [array[block.reach] for array in inputs]
+            reach = block.reach
+            rows = [array[reach] for array in inputs]
             if not self.asks:
                 return kernel(*rows, *args, **kwargs)
             asked: dict[str, Any] = {}
@@ -203,7 +224,20 @@ class Job:
 
         return compute
 
-    def follow(self, done: npt.NDArray[np.uint8], *, late: bool = False, every_s: float | None = None) -> None:
+    @property
+    def ended(self) -> bool:
+        """Whether no more blocks are to begin, since the time of the batch job is over."""
+        return self.keeper is not None and bool(self.keeper.ended)
+
+    def follow(
+        self,
+        done: npt.NDArray[np.uint8],
+        *,
+        late: bool = False,
+        every_s: float | None = None,
+        stop: Callable[[], None] | None = None,
+        current: Sequence[int] = (),
+    ) -> None:
         """Let the keeper follow the marks of the blocks, if there is one.
 
         Parameters
@@ -214,9 +248,14 @@ class Job:
             Whether other processes set them, so that what they mark may be seen a little later than the mark.
         every_s : float, optional
             Seconds from look to look; None leaves it to the keeper.
+        stop : callable, optional
+            Asks the workers to begin no more blocks, when the time is over; then the run ends as soon as they have
+            heard it. None lets `look` raise.
+        current : sequence of int
+            The block that each worker computes now, below 0 for none: it tells how long blocks take.
         """
         if self.keeper is not None:
-            self.keeper.follow(done, late=late, every_s=every_s)
+            self.keeper.follow(done, late=late, every_s=every_s, stop=stop, current=current)
 
     def look(self, timeout_s: float = signals.LOOK_S) -> float:
         """Let the keeper write what is due; return for how long one may wait, `timeout_s` at most."""
@@ -229,20 +268,49 @@ class Job:
         return Failure(block, self.name, message, "".join(traceback.format_exception(error)), error)
 
 
-def _plain(kernel: Callable[..., Any], inputs: Sequence[Any], asks_block: bool) -> Callable[..., Any]:
+def _plain(kernel: Callable[..., Any], inputs: Sequence[Any], asks_block: bool, halo: int) -> Callable[..., Any]:
     """Return what `Job.bind` returns for the plainest kernels: in half of its time, which is much for short ones."""
     if not inputs:
         return lambda block, _=None: kernel(block=block) if asks_block else kernel()
     (array,) = inputs
     if asks_block:
         return lambda block, _=None: kernel(array[block.reach], block=block)
-    return lambda block, _=None: kernel(array[block.reach])
+    if halo:
+        return lambda block, _=None: kernel(array[block.reach])
+    return lambda block, _=None: kernel(array[block.start : block.stop])
+
+
+def _dtype_of(kernel: Any, array: Any) -> Any:
+    """Return the dtype that a NumPy function of one array gives to its results; None for any other kernel."""
+    if not (isinstance(kernel, np.ufunc) and kernel.nin == kernel.nout == 1 and isinstance(array, np.ndarray)):
+        return None
+    try:
+        return kernel.resolve_dtypes((array.dtype, None))[-1]
+    except TypeError:  # it has no loop for this dtype: let the call say so
+        return None
+
+
+def _in_place(kernel: Any, array: npt.NDArray[Any], dtype: np.dtype[Any], outputs: Rows) -> Callable[..., Any]:
+    """Return what `Job.bind` returns for a NumPy function that can write to the output itself: it saves a copy."""
+
+    def compute(block: Block, _: Any = None) -> Any:
+        given = array[block.reach]
+        if outputs.arrays is None or not outputs.single:
+            return kernel(given)
+        rows = outputs.rows(block)
+        # Where the rows lie apart, its loop may be another one, with other last bits.
+        fits = rows.dtype == dtype and rows.shape == given.shape and rows.flags.c_contiguous
+        return kernel(given, rows) if fits else kernel(given)
+
+    return compute
 
 
 def _read_only(array: Any) -> Any:
     """Return an input of which every slice is an array that no kernel can write to."""
     if isinstance(array, (sources.DatasetReference, sources.FileReference)):
         array = array.open()
+    if isinstance(array, Table):
+        return array
     if not isinstance(array, np.ndarray):
         return _InCOrder(array)
     view = array.view(np.ndarray)
@@ -307,10 +375,12 @@ class Failure:
 
 
 def is_ctrl_c(error: BaseException) -> bool:
-    """Tell whether an exception is the user's Ctrl-C: it reaches a main thread that does not ignore it.
+    """Tell whether an exception is the user's Ctrl-C, or a batch job's end: it reaches a main thread that heeds it.
 
     Elsewhere, in workers and threads, a kernel has raised KeyboardInterrupt itself, and has failed.
     """
+    if isinstance(error, OutOfTime):
+        return threading.current_thread() is threading.main_thread()
     return (
         isinstance(error, KeyboardInterrupt)
         and threading.current_thread() is threading.main_thread()

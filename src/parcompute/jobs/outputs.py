@@ -1,4 +1,4 @@
-"""Where results go: what all outputs have in common, and the output rows of a map.
+"""Where results go: what all outputs have in common, and the output rows of a map, in memory and in files.
 
 Rows, and the partials of a reduction, are arrays that nobody can make before the first block has said what a result
 looks like: its *shape*. Block 0 decides, so the answer is the same whoever computes first.
@@ -6,14 +6,15 @@ looks like: its *shape*. Block 0 decides, so the answer is the same whoever comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from parcompute.memory import tables
+from parcompute.memory.targets import Target
 from parcompute.values.blocks import Block, Plan
 
 Allocate = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
@@ -38,6 +39,14 @@ class Outputs(Protocol):
     """Where the results of the blocks of one job go; a value that travels to the workers."""
 
     arrays: tuple[npt.NDArray[Any], ...] | None
+
+    @property
+    def stored(self) -> tuple[Any, ...] | None:
+        """What holds the results: the arrays, or what stands for a file in the place of one."""
+
+    @property
+    def arrived(self) -> npt.NDArray[np.bool_] | None:
+        """In the caller, which blocks are in their place; None if each is when it is marked."""
 
     @property
     def odd(self) -> Mapping[int, Any]:
@@ -102,8 +111,6 @@ class Rows:
         The one of the two that the caller has fixed if `fields` is None.
     """
 
-    odd: Mapping[int, Any] = MappingProxyType({})
-
     def __init__(
         self,
         plan: Plan,
@@ -120,13 +127,16 @@ class Rows:
         self.casts = fields is not None or dtype is not None
         self.arrays: tuple[npt.NDArray[Any], ...] | None = None
         self.omitted: set[int] = set()
+        self.odd: dict[int, Any] = {}  # tables, by block
 
     def __getstate__(self) -> dict[str, Any]:
         # The arrays travel on their own, since they are the one thing in a job that is written to.
-        return {**self.__dict__, "arrays": None}
+        return {**self.__dict__, "arrays": None, "odd": {}}
 
     def shape_of(self, result: Any, block: Block) -> Any:
-        """Return (fields, single)."""
+        """Return (fields, single); a table has no fields."""
+        if not self.casts and self.item_shape is None and tables.kind_of(result):
+            return (), True
         single = not isinstance(result, tuple)
         fields = []
         for part in (result,) if single else result:
@@ -153,6 +163,16 @@ class Rows:
         self.arrays = tuple(allocate((self.plan.n_items, *field.shape), field.dtype) for field in self.fields or ())
 
     @property
+    def stored(self) -> tuple[Any, ...] | None:
+        """The arrays."""
+        return self.arrays
+
+    @property
+    def arrived(self) -> npt.NDArray[np.bool_] | None:
+        """None: what is marked is in its place."""
+        return None
+
+    @property
     def shape(self) -> Any:
         """What was handed to `allocate`."""
         return self.fields, self.single
@@ -175,7 +195,7 @@ class Rows:
 
     def forget_shape(self) -> None:
         """Let block 0 decide again what a result looks like."""
-        self.fields, self.arrays = None, None
+        self.fields, self.arrays, self.odd = None, None, {}
 
     def rows(self, block: Block) -> Any:
         """Return the rows of a block, one view or a tuple of them."""
@@ -192,29 +212,39 @@ class Rows:
             If they have another number, shape or dtype than the output's.
         """
         assert self.arrays is not None
-        if self.single and type(result) is np.ndarray:  # the usual case, in half of the time
+        if self.single and type(result) is np.ndarray and self.arrays:  # the usual case, in half of the time
             rows = self.arrays[0][block.start : block.stop]
             if result.dtype is rows.dtype and result.shape == rows.shape:
                 rows[...] = result
                 return True
+        if self.single and not self.arrays:
+            if not tables.kind_of(result):
+                raise ResultError(f"expected a table, as block 0 has returned one; got {_shown(result)}")
+            return False
+        for array, value in self._fitting(result, block):
+            array[block.start : block.stop] = value
+        return True
+
+    def _fitting(self, result: Any, block: Block) -> Iterator[tuple[Any, npt.NDArray[Any]]]:
+        """Yield each part of a result, and in what its rows are stored, if it fits there."""
+        stored = self.stored or ()
         parts = (result,) if self.single else result
-        if self.single == isinstance(result, tuple) or len(parts) != len(self.arrays):
-            wanted = "one array" if self.single else f"a tuple of {len(self.arrays)} arrays"
+        if self.single == isinstance(result, tuple) or len(parts) != len(stored):
+            wanted = "one array" if self.single else f"a tuple of {len(stored)} arrays"
             raise ResultError(f"expected {wanted}, got {_shown(result)}")
-        for array, part in zip(self.arrays, parts, strict=True):
-            rows = array[block.start : block.stop]
+        for array, part in zip(stored, parts, strict=True):
+            shape = (block.size, *array.shape[1:])
             value = _as_array(part)
-            if value.shape != rows.shape or (
+            if value.shape != shape or (
                 value.dtype != array.dtype
                 and not (self.casts and np.can_cast(value.dtype, array.dtype, casting="same_kind"))
             ):
-                raise ResultError(f"expected {array.dtype} {rows.shape}, got {_shown(part)}")
-            rows[...] = value
-        return True
+                raise ResultError(f"expected {array.dtype} {shape}, got {_shown(part)}")
+            yield array, value
 
     def keep(self, index: int, result: Any) -> None:
-        """Fail: rows always have a place."""
-        raise AssertionError
+        """Keep a table."""
+        self.odd[index] = result
 
     def omit(self, block: Block) -> None:
         """Set the rows of a block to zero."""
@@ -222,10 +252,115 @@ class Rows:
         for array in self.arrays or ():
             array[block.start : block.stop] = np.zeros((), array.dtype)
 
+    def finish(self) -> None:
+        """Nothing: all is in its place."""
+
     def result(self) -> Any:
         """Return the whole output."""
         assert self.arrays is not None
+        if self.odd:
+            return tables.joined([self.odd[index] for index in sorted(self.odd)])
         return self.arrays[0] if self.single else self.arrays
+
+
+class FileRows(Rows):
+    """Rows that are written where they are computed if that can be, and otherwise by the caller, to whom they travel.
+
+    A worker sends the rows of one block, and waits until the caller takes them: if writing is slower than computing,
+    no more than a block for each worker is on its way.
+
+    Parameters
+    ----------
+    plan : Plan
+        The blocks.
+    fields : sequence of Field
+        As the caller has fixed them.
+    single : bool
+        Whether the kernel returns one array and not a tuple.
+    targets : sequence of Target or None
+        What each field is written to; None is an array.
+    """
+
+    def __init__(self, plan: Plan, fields: Sequence[Field], single: bool, targets: Sequence[Target | None]) -> None:
+        super().__init__(plan, fields, single)
+        self.targets = tuple(targets)
+        self._travel = not all(target is None or target.everywhere for target in targets)
+        self._arrived = np.zeros(plan.n_blocks, bool)
+        self._self = object()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_arrived": None, "_self": None}
+
+    @property
+    def kind(self) -> Any:
+        """What the caller has fixed; no two write to the same files."""
+        return super().kind, self._self
+
+    @property
+    def stored(self) -> tuple[Any, ...] | None:
+        """The arrays, and what stands for files, one for each field."""
+        if self.arrays is None:
+            return None
+        arrays = iter(self.arrays)
+        return tuple(next(arrays) if target is None else target for target in self.targets)
+
+    @property
+    def arrived(self) -> npt.NDArray[np.bool_] | None:
+        """Which blocks are in their place; None if they are when they are marked."""
+        return self._arrived if self._travel else None
+
+    def allocate(self, shape: Any, allocate: Allocate) -> None:
+        """Make the arrays of those fields that lie in no file."""
+        fields = zip(self.fields or (), self.targets, strict=True)
+        self.arrays = tuple(
+            allocate((self.plan.n_items, *field.shape), field.dtype) for field, target in fields if target is None
+        )
+
+    def forget_shape(self) -> None:
+        """Do nothing: the caller has fixed it."""
+
+    def rows(self, block: Block) -> Any:
+        """Return rows to fill: those of an array itself, or such as are stored then."""
+        rows = tuple(
+            array[block.start : block.stop]
+            if isinstance(array, np.ndarray)
+            else np.zeros((block.size, *array.shape[1:]), array.dtype)
+            for array in self.stored or ()
+        )
+        return rows[0] if self.single else rows
+
+    def store(self, result: Any, block: Block) -> bool:
+        """Write the rows of a block that can be written here; False if others must travel.
+
+        Raises
+        ------
+        ResultError
+            If they have another number, shape or dtype than the output's.
+        """
+        for place, value in self._fitting(result, block):
+            if isinstance(place, np.ndarray) or place.everywhere:
+                place[block.start : block.stop] = value.astype(place.dtype, copy=False)
+        return not self._travel
+
+    def keep(self, index: int, result: Any) -> None:
+        """Write, in the caller, the rows that have travelled."""
+        block = self.plan.block(index)
+        for place, value in self._fitting(result, block):
+            if not (isinstance(place, np.ndarray) or place.everywhere):
+                place[block.start : block.stop] = value.astype(place.dtype, copy=False)
+        self._arrived[index] = True
+
+    def omit(self, block: Block) -> None:
+        """Set the rows of a block to zero."""
+        self.omitted.add(block.index)
+        for place in self.stored or ():
+            place[block.start : block.stop] = np.zeros((block.size, *place.shape[1:]), place.dtype)
+
+    def finish(self) -> None:
+        """Write what is held back, when the last block has come."""
+        for target in self.targets:
+            if target is not None:
+                target.finish()
 
 
 def _as_array(value: Any) -> npt.NDArray[Any]:

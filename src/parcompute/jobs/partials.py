@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,13 +57,32 @@ class Partials:
     def allocate(self, shape: Any, allocate: Allocate) -> None:
         """Make one array of n_blocks rows per number of a partial."""
         self.like = shape
-        self.arrays = tuple(allocate((self.n_blocks, *field.shape), field.dtype) for field in self.fields_of(shape))
+        fields = [leaf.field for leaf in _leaves(shape)] if shape is not None else ()
+        self.arrays = tuple([allocate((self.n_blocks, *field.shape), field.dtype) for field in fields])
         if type(shape) is Leaf and shape.kind in (int, float):
             self._kind, self._numbers = shape.kind, memoryview(self.arrays[0].data)
+
+    def grow(self, n_blocks: int, allocate: Allocate) -> None:
+        """Have room for the partials of so many blocks."""
+        before, self.n_blocks = self.arrays, n_blocks
+        if before is not None:
+            self.allocate(self.like, allocate)
+            for old, new in zip(before, self.arrays or (), strict=True):
+                new[: len(old)] = old
 
     def forget_shape(self) -> None:
         """Let block 0 decide again what a partial looks like."""
         self.like = self.arrays = self._kind = None
+
+    @property
+    def stored(self) -> tuple[Any, ...] | None:
+        """The arrays."""
+        return self.arrays
+
+    @property
+    def arrived(self) -> npt.NDArray[np.bool_] | None:
+        """None: what is marked is in its place."""
+        return None
 
     @property
     def shape(self) -> Any:
@@ -109,12 +130,13 @@ class Partials:
         """Leave a block out of the tree."""
         self.omitted.add(block.index)
 
-    def result(self) -> Any:
-        """Combine the partials of all blocks, neighbours first: ((0 1) (2 3)) ((4 5) 6)."""
+    def result(self, n_blocks: int | None = None) -> Any:
+        """Combine the partials of the first blocks, or of all, neighbours first: ((0 1) (2 3)) ((4 5) 6)."""
+        n_blocks = self.n_blocks if n_blocks is None else n_blocks
         if self.combine is None and self.like is not None and not self.odd and not self.omitted:
-            assert self.arrays is not None
-            return _assemble(self.like, iter([_sum_tree(array, leaf) for array, leaf in self._columns()]))
-        partials = [_NOTHING if i in self.omitted else self._partial(i) for i in range(self.n_blocks)]
+            sums = [_sum_tree(array[:n_blocks], leaf) for array, leaf in self._columns()]
+            return sums[0] if type(self.like) is Leaf else _assemble(self.like, iter(sums))
+        partials = [_NOTHING if i in self.omitted else self._partial(i) for i in range(n_blocks)]
         combine = self.combine or add
         while len(partials) > 1:
             pairs = [
@@ -235,8 +257,48 @@ def _sum_tree(rows: npt.NDArray[Any], leaf: Leaf) -> Any:
     if leaf.kind in (int, bool):  # exact in any order, and Python's integers do not wrap
         return sum(rows.tolist()) if len(rows) > 1 else leaf.kind(rows[0])
     rows = np.array(rows) if len(rows) == 1 else rows
-    while len(rows) > 1:
-        n_pairs = len(rows) // 2
-        pairs = rows[0 : 2 * n_pairs : 2] + rows[1 : 2 * n_pairs : 2]
-        rows = pairs if len(rows) % 2 == 0 else np.concatenate([pairs, rows[-1:]])
+    while (n_rows := len(rows)) > 1:
+        rows = np.concatenate([rows[0:-1:2] + rows[1::2], rows[-1:]]) if n_rows % 2 else rows[0::2] + rows[1::2]
     return _unboxed(rows[0], leaf)
+
+
+# --- what results look like, from a file -------------------------------------------------------------------
+
+
+class Shapes(pickle.Unpickler):
+    """Rebuilds what results look like, and nothing else: a pickle may name any function to be called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return one of the few classes that a shape consists of."""
+        if module.startswith("parcompute."):  # wherever it stood when the file was written
+            return {"Field": Field, "Leaf": Leaf, "_Leaf": Leaf}[name]
+        if (module, name) in _PLAIN:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of what numbers look like")
+
+
+def is_sound(field: Any) -> bool:
+    """Whether a field that was read is what it says: a pickled dtype may hold objects and deny it."""
+    return (
+        type(field.shape) is tuple
+        and all(type(n) is int and n >= 0 for n in field.shape)
+        and isinstance(field.dtype, np.dtype)
+        and _is_plain(field.dtype, field.dtype.itemsize)
+    )
+
+
+def _is_plain(dtype: np.dtype[Any], n_bytes: int) -> bool:
+    if not 0 <= dtype.itemsize <= n_bytes or dtype.kind == "O":
+        return False
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return _is_plain(base, n_bytes) and dtype.itemsize == base.itemsize * math.prod(shape) and min(shape) >= 0
+    if dtype.names is None:
+        known = np.dtype(dtype.str)
+        return known == dtype and known.itemsize == dtype.itemsize
+    fields = [dtype.fields[name] for name in dtype.names]  # type: ignore[index]
+    return all(at >= 0 and _is_plain(part, dtype.itemsize - at) for part, at, *_ in fields)
+
+
+_PLAIN = {("builtins", name) for name in ("bool", "int", "float", "complex")}
+_PLAIN |= {("numpy", name) for name in ("dtype", "generic", "ndarray")}

@@ -22,7 +22,7 @@ import cloudpickle
 import numpy as np
 
 from parcompute.jobs import modules, variables
-from parcompute.memory import segments, shared, sources
+from parcompute.memory import segments, shared, sources, tables
 
 # A plain array of more bytes is shared instead of sent; below, a pickle costs less than a segment.
 SHARE_ABOVE = 2**20
@@ -82,6 +82,8 @@ class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ha
             return _cached_property, (kind,), {name: value for name, value in vars(obj).items() if name != "lock"}
         elif (managers := sys.modules.get("multiprocessing.managers")) and isinstance(obj, managers.BaseProxy):
             return _with_key(obj, managers)
+        elif (reduced := tables.through_arrow(obj)) is not None:
+            return reduced
         reduced = super().reducer_override(obj)
         if kind is FunctionType and isinstance(reduced, tuple):
             *made, set_state = reduced
@@ -164,6 +166,8 @@ class _Pickler(_CodePickler):
             return _opened, (where,)
         if sources.is_plain(obj, above=self._share_above):
             return _of_arena, self.arena.add(obj)
+        if (content := tables.buffer_as_array(obj, above=self._share_above)) is not None:
+            return tables.array_as_buffer, (content,)
         return super().reducer_override(obj)
 
 

@@ -15,7 +15,6 @@ import itertools
 import os
 import pickle
 import struct
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -122,7 +121,8 @@ class Pass:
         As memoryviews, which give a number in a quarter of an ndarray's time.
         """
         if self.lost is None:
-            return memoryview(self.plan.edges[:-1].data), memoryview(self.plan.edges[1:].data)
+            edges = memoryview(self.plan.edges.data)
+            return edges[:-1], edges[1:]
         return memoryview(self.lost.data), memoryview((self.lost + 1).data)
 
     def chunk_in_plan(self, chunk: int) -> int:
@@ -168,22 +168,17 @@ class Board:
 
     def __init__(self, n_workers: int, n_blocks: int, n_rows: int, memory: npt.NDArray[np.uint8] | None = None) -> None:
         n_head = 8 * (1 + 2 * n_workers)
-        n_bytes = n_head + CHUNK_DTYPE.itemsize * n_rows + n_blocks
-        if memory is None:
-            memory = np.zeros(n_bytes, np.uint8)
-            memory[:n_head].view(np.int64)[1 : 1 + n_workers] = NO_BLOCK
-        self.memory = memory
-        self.sizes = (n_workers, n_blocks, n_rows)
         rows_end = n_head + CHUNK_DTYPE.itemsize * n_rows
-        self._head = memoryview(memory[:n_head].data).cast("q")  # a memoryview stores in 30 ns, an ndarray in 80
-        self._row_bytes = memory[n_head:rows_end]  # set to 0 in a tenth of the time of rows
-        self.rows: npt.NDArray[np.void] = self._row_bytes.view(CHUNK_DTYPE)
-        self._packed = memoryview(self._row_bytes.data)
-        self.done: npt.NDArray[np.uint8] = memory[rows_end:n_bytes]
-        self.done_marks = memoryview(memory[rows_end:n_bytes].data)
-        self.stop_mark = self._head[:1]
-        self.current = self._head[1 : 1 + n_workers]
-        self.since_ns = self._head[1 + n_workers :]
+        is_new, self.sizes = memory is None, (n_workers, n_blocks, n_rows)
+        self.memory = np.zeros(rows_end + n_blocks, np.uint8) if memory is None else memory
+        self._rows: npt.NDArray[np.uint8] = self.memory[n_head:rows_end]
+        self.done: npt.NDArray[np.uint8] = self.memory[rows_end : rows_end + n_blocks]
+        whole = memoryview(self.memory.data)  # a memoryview stores in 30 ns, an ndarray in 80
+        self._packed, self.done_marks = whole[n_head:rows_end], whole[rows_end : rows_end + n_blocks]
+        head = whole[:n_head].cast("q")
+        self.stop_mark, self.current, self.since_ns = head[:1], head[1 : 1 + n_workers], head[1 + n_workers :]
+        if is_new:
+            self._nobody_computes()
 
     @classmethod
     def in_shared_memory(cls, n_workers: int, n_blocks: int, n_rows: int) -> Board:
@@ -196,7 +191,10 @@ class Board:
 
     def clear(self) -> None:
         """Make it as new, for another job of the same sizes."""
-        self.memory[:] = 0
+        self.memory.fill(0)
+        self._nobody_computes()
+
+    def _nobody_computes(self) -> None:
         for worker in range(self.sizes[0]):
             self.current[worker] = NO_BLOCK
 
@@ -231,9 +229,9 @@ class Board:
         return stamp
 
     def take_rows(self) -> npt.NDArray[np.void]:
-        """Return a copy of the rows that have been written, and clear them for the next pass."""
-        rows: npt.NDArray[np.void] = self.rows[self.rows["stored_ns"] > 0].copy()
-        self._row_bytes[:] = 0
+        """Return a copy of all rows, for `written`, and clear them for the next pass."""
+        rows = np.frombuffer(self._rows.tobytes(), CHUNK_DTYPE)  # a third of the time of a copy of structured rows
+        self._rows.fill(0)
         return rows
 
     @property
@@ -244,11 +242,16 @@ class Board:
     @property
     def is_full(self) -> bool:
         """Whether each block is done or has failed."""
-        return self.n_done == self.sizes[1]
+        return WAITING not in self.done.tobytes()  # in a third of the time of a count, if there are few
 
     def unfinished(self) -> npt.NDArray[np.int64]:
         """Return the blocks that are neither done nor failed."""
         return np.flatnonzero(self.done == WAITING)
+
+
+def written(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """Return the rows of a board that have been written."""
+    return rows[rows["stored_ns"] > 0]
 
 
 _ROW = struct.Struct("<qiiqqqq")
@@ -257,9 +260,10 @@ assert _ROW.size == CHUNK_DTYPE.itemsize
 
 def _unnamed_file() -> int:
     # It must be a regular file: on the descriptor of memfd_create the kernel does not lock the offset.
-    folder = segments.SHM_FOLDER if os.path.isdir(segments.SHM_FOLDER) else tempfile.gettempdir()
     try:
-        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        return os.open(segments.SHM_FOLDER, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except (OSError, AttributeError):
+        import tempfile  # 5 ms, for systems without such files
+
         with tempfile.TemporaryFile() as file:
             return os.dup(file.fileno())

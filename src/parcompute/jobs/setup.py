@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
-from multiprocessing import context
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from parcompute.jobs import pickling
@@ -149,11 +147,16 @@ class Setup:
         CannotTravel
             Naming what cannot.
         """
-        spawning = context.get_spawning_popen() is not None
+        table = None
+        # Nobody has asked for it where it is not loaded.
+        if (context := sys.modules.get("multiprocessing.context")) and context.get_spawning_popen() is not None:
+            from multiprocessing.reduction import ForkingPickler
+
+            table = ForkingPickler(io.BytesIO()).dispatch_table
         pickled, keep_alive = pickling.dumps(
             (self.initializer, self.initargs, {"state": self.state}),
             "what the workers are set up with",
-            table=ForkingPickler(io.BytesIO()).dispatch_table if spawning else None,
+            table=table,
         )
         self._keep_alive.append(keep_alive)
         return Packed(pickled)
@@ -176,4 +179,6 @@ class Packed:
 
 
 def _log(what: str) -> None:
+    import logging
+
     logging.getLogger("concurrent.futures").critical(what, exc_info=True)

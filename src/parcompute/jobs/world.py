@@ -63,11 +63,11 @@ class World:  # made for each call, so in few microseconds
         return self._context.copy().run(self._isolated, function, args, kwargs)
 
     def _isolated(self, function: Callable[..., _T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _T:
-        _set({v: value for v, value in getattr(variables.here, "own", {}).items() if not self._has(v)})
+        if own := getattr(variables.here, "own", None):
+            _set({variable: value for variable, value in own.items() if not self._has(variable)})
         if self._decimal is not None:
             _set_decimal(self._decimal.copy())
-        with _errors_set(self._errors):
-            return function(*args, **kwargs)
+        return _under_errors(self._errors, function, args, kwargs)
 
     def _has(self, variable: ContextVar[Any]) -> bool:
         special = {_ERRORS: self._errors, _DECIMAL: self._decimal}  # None is as in any new process
@@ -291,16 +291,19 @@ def _unpickled(pickled: bytes) -> _Process:
     return settings._replace(**same)
 
 
-@contextlib.contextmanager
-def under(told: bytes | None) -> Iterator[None]:
+def under(told: bytes | None) -> contextlib.AbstractContextManager[None]:
     """Have the caller's filters, limits and locale in this process, and put back what was there.
 
     Not longer: what a worker imports for the next job is none of this one's.
     """
     settings = _settings(told)
-    if settings is None:
-        yield
-        return
+    if settings is None or (_few()[1:], (*warnings.filters,)) == (settings[1:5], settings.filters):
+        return contextlib.nullcontext()
+    return _under(settings)
+
+
+@contextlib.contextmanager
+def _under(settings: _Process) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if (filters := list(settings.filters)) != (before := list(warnings.filters)):
             stack.callback(lambda: _filter([*(one for one in warnings.filters if one not in filters), *before]))
@@ -342,8 +345,7 @@ def _as_caller(
         with contextlib.suppress(Exception):  # what cannot be rebuilt here is as if it were not set
             variable, value = pickle.loads(pickled)
             variable.set(value)
-    with _errors_set(errors):
-        return function(*args, **kwargs)
+    return _under_errors(errors, function, args, kwargs)
 
 
 def _set(values: dict[ContextVar[Any], Any]) -> None:
@@ -359,17 +361,15 @@ def _errors() -> Any:
     return None if found == (_DEFAULT_ERRORS, None, 8192) else found
 
 
-@contextlib.contextmanager
-def _errors_set(errors: Any) -> Iterator[None]:
+def _under_errors(errors: Any, function: Callable[..., _T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _T:
     if errors is None and _NUMPY >= (2, 0):  # a context of its own is as it was
-        yield
-        return
+        return function(*args, **kwargs)
     wanted: Any = errors or (_DEFAULT_ERRORS, None, 8192)
     kinds, call, buffer_items = wanted
     with np.errstate(call=call, **kinds):
         before = np.setbufsize(buffer_items)
         try:
-            yield
+            return function(*args, **kwargs)
         finally:
             np.setbufsize(before)
 

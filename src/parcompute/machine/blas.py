@@ -8,11 +8,9 @@ The number is part of a result: a product of matrices that two threads have comp
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,31 +83,32 @@ def limit(n_threads: int | None) -> Any:
     return controller.info()
 
 
-@contextlib.contextmanager
-def limited(n_threads: int | None) -> Iterator[None]:
+class limited:  # noqa: N801 (a context manager; not by a generator, since a short job would notice)
     """Limit the libraries that are loaded while the body runs; None leaves them alone.
 
     Several threads may be within; the last that leaves puts back what was. A library that the body loads is not
     limited before the next time.
     """
-    if n_threads is None:
-        yield
-        return
-    with _lock:
-        for library in _controller().lib_controllers:
-            _before.setdefault(library.filepath, (library, library.get_num_threads()))
-        _asked.append(n_threads)
-        _set(n_threads)
-    try:
-        yield
-    finally:
+
+    def __init__(self, n_threads: int | None) -> None:
+        self._n_threads = n_threads
+
+    def __enter__(self) -> None:
+        if self._n_threads is None:
+            return
         with _lock:
-            _asked.remove(n_threads)
-            if _asked:
-                _set(_asked[-1])
-            else:
-                for library, n_before in _before.values():
-                    _give(library, n_before)
+            _asked.append(self._n_threads)
+            for library in _controller().lib_controllers:
+                _before.setdefault(library.filepath, (library, _give(library, self._n_threads)))
+
+    def __exit__(self, *_: object) -> None:
+        if self._n_threads is None:
+            return
+        with _lock:
+            _asked.remove(self._n_threads)
+            for library, n_before in _before.values():
+                _give(library, _asked[-1] if _asked else n_before)
+            if not _asked:
                 _before.clear()
 
 
@@ -129,19 +128,13 @@ def _controller() -> Any:
     return _found[1]
 
 
-def _set(n_threads: int) -> None:
-    for library, _ in _before.values():
-        _give(library, n_threads)
-
-
-def _give(library: Any, n_threads: int) -> None:
-    """Set the threads of a library, from any thread: threadpoolctl listens to the first one only that sets some."""
-    if library.get_num_threads() == n_threads:  # in a third of the time
-        return
-    release = getattr(library, "clear_controlling_thread", lambda force: None)
-    release(force=True)
-    library.set_num_threads(n_threads)
-    release(force=True)
+def _give(library: Any, n_threads: int) -> int:
+    """Set the threads of a library, from any thread; return how many it had."""
+    n_before: int = library.get_num_threads()
+    if n_before != n_threads:  # else in a third of the time
+        # threadpoolctl's own method listens to the first thread only that sets some, since 3.8.
+        getattr(library, "_real_set_num_threads", library.set_num_threads)(n_threads)
+    return n_before
 
 
 def _after_fork_in_child() -> None:

@@ -1,6 +1,6 @@
 """How many CPUs and how much memory a process may use: the smallest of several limits, which one it is, and why.
 
-affinity mask ── cpuset ── CPU quota of the own cgroup and its parents ── Slurm        → CPUs
+affinity mask ── cpuset ── CPU quota of the own cgroup and its parents ── batch system → CPUs
 physical memory ── limit of the own cgroup and its parents ── RLIMIT_AS                → memory
 PARCOMPUTE_WORKERS wins over all limits on CPUs, in both directions.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import re
 import resource
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parcompute.machine import cgroups, procfs
+from parcompute.machine.batch import systems
 
 WORKERS_VARIABLE = "PARCOMPUTE_WORKERS"
 
@@ -127,7 +129,7 @@ def cpu_bound(
             Limit("affinity mask", len(mask), told),
             _cpuset_limit(root, mask),
             *_quota_limits(root),
-            *_slurm_limits(environ),
+            *_batch_limits(root, environ, mask),
         ]
     )
     if not (asked := environ.get(WORKERS_VARIABLE, "").strip()):
@@ -171,30 +173,22 @@ def _quota_limits(root: str | Path) -> Iterator[Limit]:
         yield Limit("CPU quota", None, f"none in cgroup v{groups[0].version} {', '.join(free)}")
 
 
-def _slurm_limits(environ: Mapping[str, str]) -> Iterator[Limit]:
-    # The count of a job's other nodes does not matter here, so the list of all nodes is asked last; which of its
-    # entries is this node cannot be told within a job step, so its smallest is taken.
-    told = set()
-    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "SLURM_JOB_CPUS_PER_NODE"):
-        value = environ.get(name, "").strip()
-        if not value or (name == "SLURM_JOB_CPUS_PER_NODE" and "SLURM_CPUS_ON_NODE" in told):
-            continue
-        counts = _slurm_counts(value)
-        if not counts:
-            yield Limit("Slurm", None, f"{name}={value!r} cannot be read")
-            continue
-        told.add(name)
-        yield Limit("Slurm", min(counts), f"{name}={value}" + (", the smallest node" if len(set(counts)) > 1 else ""))
-    if not told:
-        yield Limit(
-            "Slurm", None, "no number of CPUs in its variables" if "SLURM_JOB_ID" in environ else "not in a job"
-        )
+def _batch_limits(root: str | Path, environ: Mapping[str, str], mask: tuple[int, ...]) -> Iterator[Limit]:
+    job = systems.current(environ)
+    system = job or systems.SYSTEMS[0]
+    found = list(system.cpus(environ, platform.node()))
+    if job is None and not any(n for n, _ in found):
+        found = [(None, "not in a job")]
+    for n, why in found:
+        yield Limit(system.name, n, why)
+    # Numbers of CPUs count both hardware threads of a core, of which such a job is to use one.
+    hint, threads = environ.get("SLURM_HINT", ""), environ.get("SLURM_THREADS_PER_CORE", "")
+    if "nomultithread" in hint or threads == "1":
+        from parcompute.machine.topology import Topology
 
-
-def _slurm_counts(notation: str) -> list[int]:
-    """Read ``8(x2),4`` as [8, 4]; empty where any part cannot be read or is 0."""
-    parts = [re.fullmatch(r"([1-9][0-9]{0,8})(?:\(x[0-9]+\))?", part.strip()) for part in notation.split(",")]
-    return [int(part[1]) for part in parts if part] if all(parts) else []
+        told = f"SLURM_HINT={hint}" if hint else f"SLURM_THREADS_PER_CORE={threads}"
+        cores = len(Topology.read(allowed_cpus(root, mask), root).cores)
+        yield Limit("Slurm", cores, f"{told}: one hardware thread of each core")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from parcompute.machine import procfs
+from parcompute.machine.batch import deadline, systems
 from parcompute.machine.blas import Blas, blas_libraries
 from parcompute.machine.limits import Bound, Memory, affinity_mask, allowed_cpus, cpu_bound, mib
 from parcompute.machine.topology import Topology, has_hypervisor_flag
@@ -38,6 +42,10 @@ class Machine:
         Marks of containers that were found, such as ``"docker"``; empty outside.
     hypervisor : str
         Marks of a virtual machine; empty where there are none.
+    batch : str
+        Which job of which batch system this process is part of, and when it ends; empty outside.
+    n_ranks : int
+        MPI ranks of one job on this host, as the launcher says; 0 outside of one.
     """
 
     cpus: Bound
@@ -46,6 +54,8 @@ class Machine:
     blas: tuple[Blas, ...]
     container: str
     hypervisor: str
+    batch: str
+    n_ranks: int
 
     @classmethod
     def read(
@@ -66,6 +76,8 @@ class Machine:
             blas=blas_libraries(),
             container=", ".join(_containers(Path(root), environ)),
             hypervisor=", ".join(_hypervisors(Path(root))),
+            batch=_batch_job(environ),
+            n_ranks=next((int(environ[name]) for name in _LOCAL_RANKS if environ.get(name, "").isdecimal()), 0),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -97,6 +109,26 @@ def _containers(root: Path, environ: Mapping[str, str]) -> Iterator[str]:
     yield from (name for name, found in marks.items() if found)
 
 
+# Where Open MPI, MPICH and MVAPICH say how many ranks of the job are on this host.
+_LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
+
+
+def _batch_job(environ: Mapping[str, str]) -> str:
+    system = systems.current(environ)
+    if system is None and not deadline.in_job(environ):
+        return ""
+    told = [f"{system.name} {environ[system.id_variable]}"] if system else ["of a system that is not known here"]
+    if task := environ.get("SLURM_ARRAY_TASK_ID"):
+        told.append(f"task {task} of array {environ.get('SLURM_ARRAY_JOB_ID', '')}")
+    if (end_s := deadline.find_end_s(environ)) is None:
+        told.append("whose end nobody tells")
+    else:
+        told.append(f"ends at {datetime.fromtimestamp(end_s):%Y-%m-%d %H:%M:%S}, in {end_s - time.time():,.0f} s")
+    if (n := systems.copies(environ, sys.modules)) > 1:
+        told.append(f"one of {n} copies of this program, which srun has started")
+    return "; ".join(told)
+
+
 def _hypervisors(root: Path) -> Iterator[str]:
     if has_hypervisor_flag(root):
         yield "hypervisor flag of the CPU"
@@ -117,6 +149,10 @@ def _rows(machine: Machine) -> Iterator[tuple[str, str, str]]:
     for limit in machine.cpus.limits:
         yield f"  {limit.source}", "–" if limit.n is None else str(limit.n), limit.reason
     t = machine.topology
+    if machine.batch:
+        yield "batch job", "", machine.batch
+    if machine.n_ranks:
+        yield "MPI ranks", str(machine.n_ranks), "on this host; those that may use the same CPUs divide them"
     yield "CPU model", "", t.model
     yield "physical cores", str(len(t.cores)), _cores_told(t)
     yield "sockets", str(len(t.sockets)), _sets_told(t.sockets)

@@ -15,8 +15,8 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -33,7 +33,7 @@ Value = str | int | float | bool
 _T = TypeVar("_T", str, int, float, bool)
 
 
-def _condition(unknown: _T, meaning: str, **found: str) -> _T:
+def _condition(unknown: _T, meaning: str, **found: Any) -> _T:
     return field(default=unknown, metadata={"condition": True, "meaning": meaning, **found})
 
 
@@ -97,6 +97,10 @@ class Provenance:
     kernel: str = _condition("", "system and its release")
     container: str = _condition("", "marks of a container")
     hypervisor: str = _condition("", "marks of a virtual machine")
+    node_hosts: str = _varies("", "names of the nodes of a run on a cluster, by number; several may be on one host")
+    node_cpu_models: str = _condition(
+        "", "names of their CPUs, where one is unlike that of the host; else empty", new=True
+    )
 
     # How busy it was.
     load_1min: float = _varies(math.nan, "mean runnable threads in the minute before the start")
@@ -273,6 +277,24 @@ class Provenance:
         kinds: dict[str, Any] = {f.name: type(f.default) for f in fields(cls)}
         return cls(**{name: kinds[name](value) for name, value in values.items() if name in kinds})
 
+    def on_nodes(self, hosts: Sequence[str], cpu_models: Sequence[str]) -> Provenance:
+        """Return the same of a run on several nodes.
+
+        Parameters
+        ----------
+        hosts, cpu_models : sequence of str
+            Name and CPU of each node.
+
+        Examples
+        --------
+        >>> known = Provenance(cpu_model="A64FX").on_nodes(["node7", "node8"], ["A64FX", "EPYC"])
+        >>> known.node_hosts, known.node_cpu_models
+        ('node7, node8', 'A64FX, EPYC')
+        """
+        alike = set(cpu_models) <= {self.cpu_model}
+        models = "" if alike else ", ".join(sorted(set(cpu_models)))
+        return replace(self, node_hosts=", ".join(hosts), node_cpu_models=models)
+
     def as_dict(self) -> dict[str, Value]:
         """Return all fields by name, in the order in which they are declared."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -285,11 +307,15 @@ class Provenance:
     @property
     def conditions_id(self) -> str:
         """Digest of the conditions only: runs with the same may be compared."""
-        return _digest({name: getattr(self, name) for name in CONDITIONS})
+        values = {name: getattr(self, name) for name in CONDITIONS}
+        return _digest({name: value for name, value in values.items() if value or name not in _NEW})
 
 
 CONDITIONS: tuple[str, ...] = tuple(f.name for f in fields(Provenance) if f.metadata["condition"])
 """Names of the fields in which runs have to agree."""
+
+# Where these are unknown, the conditions have the digest that they had before there were these fields.
+_NEW = tuple(f.name for f in fields(Provenance) if f.metadata.get("new"))
 
 
 def meanings() -> dict[str, str]:

@@ -174,7 +174,7 @@ def disturbances(before: Activity, after: Activity, wall_s: float, n_workers: in
     wall_s : float
         How long the run took, in seconds.
     n_workers : int
-        How many of its threads computed at once.
+        How many of its threads computed at once on this host; 0 where all of them were on others.
     blas_threads : int
         Threads of BLAS in each of them: what its libraries leave spinning is none of others.
 
@@ -206,7 +206,7 @@ def disturbances(before: Activity, after: Activity, wall_s: float, n_workers: in
         found.append(f"throttled {stops} time{'s' * (stops > 1)} for {held_s:.2f} s by a CPU quota")
 
     stolen_ns, core_ns = _grown(before.stolen_ns, after.stolen_ns), wall_s * n_workers * 1e9
-    if stolen_ns > max(STOLEN_SHARE * core_ns, _TICK_NS):
+    if n_workers and stolen_ns > max(STOLEN_SHARE * core_ns, _TICK_NS):
         found.append(f"{stolen_ns / core_ns:.1%} of its CPU time stolen by the hypervisor".replace("%", " %"))
 
     elapsed_ns = after.taken_ns - before.taken_ns

@@ -1,6 +1,7 @@
 """Ctrl-C: noted whenever it comes, heard where a verb waits (docs/decisions/0012-hearing-ctrl-c.md).
 
     SIGINT ──► noted ──► look, at each wait ──► the handler of before: KeyboardInterrupt
+    others ──► defer ────┘                     (what announces the end of a batch job: see machine.batch.deadline)
 
 Python would raise at any line of the main thread: between a lock's taking and the line that would let it go, or
 within a finalizer, where it is printed and forgotten.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # without the enumerations of `signal`, a search of 15 µs a verb
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -30,21 +32,30 @@ LOOK_S = 0.25
 _main = threading.main_thread().ident
 _depth = 0  # how many of them
 _n_holds = 0  # how many of those are `held`
-_noted: tuple[int, Any] | None = None
+_at_any_line = False
+_noted: Callable[[], None] | None = None
 _before: Any = None  # the handler that was there
 
+# Whether handlers of other signals may call `defer`.
+defers = False
 
-@contextlib.contextmanager
-def heard() -> Iterator[None]:
+
+class _Heard(contextlib.ContextDecorator):  # a class, since each job enters it three times: a fifth of the time
+    def __enter__(self) -> None:
+        if _can_note():
+            _enter()
+
+    def __exit__(self, *_: object) -> None:
+        if _depth and threading.get_ident() == _main:
+            _leave()
+
+
+_heard = _Heard()
+
+
+def heard() -> _Heard:
     """Note Ctrl-C in the body; raise what it raises where the body calls `look`, and at its end."""
-    if not _can_note():
-        yield
-        return
-    _enter()
-    try:
-        yield
-    finally:
-        _leave()
+    return _heard
 
 
 @contextlib.contextmanager
@@ -74,19 +85,21 @@ def held() -> Iterator[None]:
 @contextlib.contextmanager
 def at_any_line() -> Iterator[None]:
     """Let Ctrl-C come at any line of the body, as Python has it: what runs there is the user's, or another package."""
-    global _before, _depth
+    global _at_any_line, _before, _depth
     if not _depth or _n_holds or threading.get_ident() != _main:
         yield
         return
     look()
     depth = _depth
     try:
-        _depth = 0
-        _signal.signal(signal.SIGINT, _before)
+        _depth, _at_any_line = 0, True
+        if callable(_before):
+            _signal.signal(signal.SIGINT, _before)
         yield
     finally:
-        _depth = depth  # first: the next line is one at which Ctrl-C may still be raised
-        _before = _signal.signal(signal.SIGINT, _note)
+        _depth, _at_any_line = depth, False  # first: the next line is one at which Ctrl-C may still be raised
+        if callable(_before):
+            _before = _signal.signal(signal.SIGINT, _note)
 
 
 def look() -> None:
@@ -94,7 +107,21 @@ def look() -> None:
     global _noted
     if _noted is not None and not _n_holds and threading.get_ident() == _main:
         noted, _noted = _noted, None
-        _before(*noted)
+        noted()
+
+
+def at_users_line() -> bool:
+    """Tell whether the main thread is within `at_any_line`."""
+    return _at_any_line
+
+
+def defer(action: Callable[[], None]) -> None:
+    """Do now what a handler of another signal has to do, or where the verb that runs looks next."""
+    global _noted
+    if not _depth:  # no verb of ours is in the middle of anything
+        action()
+    elif _noted is None:
+        _noted = action
 
 
 def wait(waited: Callable[[float], object], timeout: float | None = None) -> bool:
@@ -109,19 +136,28 @@ def wait(waited: Callable[[float], object], timeout: float | None = None) -> boo
             return False
 
 
-@contextlib.contextmanager
-def taken(*locks: threading.Lock) -> Iterator[None]:
+class taken:  # noqa: N801 (a context manager, as all here)
     """Have these locks, and hear Ctrl-C while waiting for them."""
-    had = 0
-    with heard():  # so that nothing is raised between two lines of this
+
+    def __init__(self, *locks: threading.Lock) -> None:
+        self._locks, self._n_had = locks, 0
+
+    def __enter__(self) -> None:
+        _heard.__enter__()  # so that nothing is raised between two lines of this
         try:
-            for lock in locks:
+            for lock in self._locks:
                 lock.acquire(blocking=False) or wait(lambda seconds, lock=lock: lock.acquire(timeout=seconds))  # type: ignore[misc]
-                had += 1
-            yield
-        finally:
-            for lock in locks[:had]:
+                self._n_had += 1
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            for lock in self._locks[: self._n_had]:
                 lock.release()
+        finally:
+            _heard.__exit__()
 
 
 def join(thread: threading.Thread) -> None:
@@ -208,18 +244,20 @@ def masked() -> Iterator[None]:
 
 def _note(number: int, frame: Any) -> None:
     global _noted
-    _noted = number, frame
+    _noted = functools.partial(_before, number, frame)
 
 
 def _can_note() -> bool:
-    """Whether this is the main thread, and Ctrl-C is neither ignored nor left to the system."""
-    return threading.get_ident() == _main and (_depth > 0 or callable(_signal.getsignal(signal.SIGINT)))
+    """Whether this is the main thread, and Ctrl-C is neither ignored nor left to the system, or others defer."""
+    return threading.get_ident() == _main and (_depth > 0 or defers or callable(_signal.getsignal(signal.SIGINT)))
 
 
 def _enter() -> None:
     global _before, _depth
     if not _depth:
-        _before = _signal.signal(signal.SIGINT, _note)
+        _before = _signal.getsignal(signal.SIGINT)
+        if callable(_before):
+            _signal.signal(signal.SIGINT, _note)
     _depth += 1
 
 

@@ -1,7 +1,7 @@
 """Inputs that live in files: refer to them, open them in the worker, read the rows of a block.
 
-A `numpy.memmap` travels as its path and place in the file, an `h5py.Dataset` as its path and name. Each
-process opens the file itself, once, and reads only the rows of its blocks.
+A `numpy.memmap` travels as its path and place in the file, an `h5py.Dataset` as its path and name, a Zarr array as
+itself, without its chunks. Each process opens the file itself, once, and reads only the rows of its blocks.
 """
 
 from __future__ import annotations
@@ -28,11 +28,16 @@ class FileReference(NamedTuple):
     writeable: bool = False
     private: bool = False  # a copy on write: what is written to it is nobody else's
 
+    @property
+    def reach(self) -> int:
+        """Bytes from the first to the last; strides are positive (see file_reference)."""
+        return sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)) + self.dtype.itemsize
+
     def open(self) -> npt.NDArray[Any]:
         """Map the array."""
-        # The mapping must begin at a multiple of the page size; strides are positive (see file_reference).
+        # The mapping must begin at a multiple of the page size.
         page_offset = self.offset % mmap.ALLOCATIONGRANULARITY
-        reach = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)) + self.dtype.itemsize
+        reach = self.reach
         access = mmap.ACCESS_COPY if self.private else mmap.ACCESS_WRITE if self.writeable else mmap.ACCESS_READ
         with open(self.path, "r+b" if self.writeable and not self.private else "rb") as file:
             mapping = mmap.mmap(file.fileno(), page_offset + reach, access=access, offset=self.offset - page_offset)
@@ -97,9 +102,50 @@ def is_dataset(value: Any) -> bool:
     return dataset is not None and isinstance(value, dataset)
 
 
+def is_zarr(value: Any) -> bool:
+    """Tell whether `value` is a Zarr array, without importing zarr."""
+    zarr = sys.modules.get("zarr")
+    return zarr is not None and isinstance(value, zarr.Array)
+
+
+def folder_of(array: Any) -> str | None:
+    """Return the folder in which the chunks of a Zarr array are files; None for one that lies elsewhere."""
+    root = getattr(array.store, "root", None)
+    return None if root is None else os.path.join(os.path.abspath(root), array.store_path.path)
+
+
+def lies_in_memory(array: Any) -> bool:
+    """Tell whether a Zarr array is one that only this process sees."""
+    return isinstance(array.store, sys.modules["zarr"].storage.MemoryStore)
+
+
 def lies_in_file(value: Any) -> bool:
-    """Tell whether an input is an h5py dataset or on a memory-mapped file."""
-    return is_dataset(value) or _memmap_under(value) is not None
+    """Tell whether an input is an h5py dataset, a Zarr array or on a memory-mapped file."""
+    return is_dataset(value) or is_zarr(value) or _memmap_under(value) is not None
+
+
+def reachable(array: npt.NDArray[Any]) -> shared.Reference | FileReference | None:
+    """Return where other processes can write to the memory of an array: shared memory, or a file mapped for writing."""
+    if (where := shared.reference(array)) is not None:
+        return where
+    if not array.flags.writeable or (place := file_reference(array)) is None:
+        return None
+    return place._replace(writeable=True)
+
+
+def overlap(out: Any, array: Any) -> bool:
+    """Tell whether an output may write to what an input reads: the same memory, or the same place of a file."""
+    if isinstance(out, np.ndarray) and isinstance(array, np.ndarray):
+        return np.may_share_memory(out, array) or _overlap_in_file(file_reference(out), file_reference(array))
+    if is_dataset(out) and is_dataset(array):
+        return bool(out == array)
+    return is_zarr(out) and is_zarr(array) and out.store_path == array.store_path
+
+
+def _overlap_in_file(one: FileReference | None, other: FileReference | None) -> bool:
+    if one is None or other is None or not os.path.samefile(one.path, other.path):
+        return False
+    return one.offset < other.offset + other.reach and other.offset < one.offset + one.reach
 
 
 def is_masked(value: Any) -> bool:
@@ -139,6 +185,8 @@ def refer(value: Any, *, share_above: int = sys.maxsize) -> tuple[Any, Any] | No
             return DatasetReference(os.path.abspath(value.file.filename), value.name), None
         # Only this process sees what is written and not yet flushed, or lives in memory.
         return _shared(shared.share(value[()]))
+    if is_zarr(value) and lies_in_memory(value):
+        return _shared(shared.share(value[...]))
     if not is_plain(value, above=-1):
         return None
     if shared.reference(value) is not None:
@@ -155,6 +203,8 @@ def portable(array: Any) -> Any:
     if is_dataset(array):
         where, shared_copy = refer(array, share_above=0) or (None, array)
         return where if isinstance(where, DatasetReference) else shared_copy
+    if is_zarr(array):
+        return array[...] if lies_in_memory(array) else array
     if _memmap_under(array) is not None:
         # joblib would map the file of any memmap again, and then gets a transposed view wrong, misses changes that
         # are private (mode "c"), and reaches outside of the mapping for a view that runs backwards.

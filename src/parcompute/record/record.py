@@ -26,6 +26,7 @@ from typing import Any, Self
 import numpy as np
 
 from parcompute.machine import atomic
+from parcompute.machine.batch import deadline
 from parcompute.record import schema
 from parcompute.values.sweep import Run
 from parcompute.values.timeline import Timeline
@@ -169,7 +170,7 @@ class Record:
         path = Path(path).resolve()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = atomic.acquire(path, wait_s)
+            lock = atomic.acquire(path, deadline.patience_s(wait_s))
         except atomic.Held as error:
             raise RecordError(f"{error}; wait until it has ended, or choose another file") from None
         except OSError as error:

@@ -20,9 +20,10 @@ from parcompute.machine import hdf5
 from parcompute.machine.provenance import Provenance
 from parcompute.machine.quiet import Counters
 from parcompute.values.sweep import Configuration, Run
-from parcompute.values.timeline import CHUNK_DTYPE, DEATH_DTYPE, WORKER_DTYPE, Timeline
+from parcompute.values.timeline import CHUNK_DTYPE, DEATH_DTYPE, NODE_DTYPE, SPAN_DTYPE, WORKER_DTYPE, Timeline
 
 SCHEMA = "parcompute/1"
+MINOR = 1  # one more with each column or table that a reader of before may ignore
 
 CLOCK = (
     "time.perf_counter_ns. wall_s: from the call to the complete result, with every worker ready before the call; "
@@ -33,6 +34,7 @@ CLOCK = (
 FIELDS: tuple[tuple[str, type, str], ...] = (
     ("backend", str, "name of the backend"),
     ("n_workers", int, "workers that claim, over all processes [1]"),
+    ("n_nodes", int, "nodes (hosts) that these are on, as many on each [1]"),  # which a file may lack, as those below
     ("threads_per_worker", int, "how many of them are threads of one process [1]"),
     ("schedule", str, "how chunks were cut and handed out: kind or kind,chunk_blocks"),
     ("start_method", str, "fork, forkserver or spawn; empty where the backend has no such choice"),
@@ -72,21 +74,30 @@ Scalar = str | int | float | bool
 
 _CONFIGURATION = frozenset(field.name for field in dataclasses.fields(Configuration))
 _COUNTERS = frozenset(field.name for field in dataclasses.fields(Counters))
-_IF_MISSING: dict[str, Scalar] = {"variant": "", "blas_threads": 1, **dataclasses.asdict(Counters())}
+_IF_MISSING: dict[str, Scalar] = {"n_nodes": 1, "variant": "", "blas_threads": 1, **dataclasses.asdict(Counters())}
 
 _STAMPS = ("called_ns", "submitted_ns", "completed_ns")
-_TABLES = {"chunks": CHUNK_DTYPE, "workers": WORKER_DTYPE, "deaths": DEATH_DTYPE}
+_TABLES = {
+    "chunks": CHUNK_DTYPE,
+    "workers": WORKER_DTYPE,
+    "deaths": DEATH_DTYPE,
+    "nodes": NODE_DTYPE,
+    "spans": SPAN_DTYPE,
+}
+_ALWAYS = ("chunks", "workers")  # the others are there where they have rows
 
 # More than the runs of years, and than a timeline of ten million chunks.
 _MOST_TABLE_BYTES = 2**30
 
-# One row per job of a run that had several: where its rows in `chunks`, `workers` and `deaths` end, and its stamps.
+# One row per job of a run that had several: where its rows in each table end, and its stamps.
 JOB_DTYPE = np.dtype([(f"{name}_end", "<i8") for name in _TABLES] + [(name, "<i8") for name in _STAMPS])
+_LATER = ("nodes_end", "spans_end")
 
 
 def begin(file: Any, experiment: str, text: np.dtype[Any]) -> None:
     """Write the empty form into a new file; `text` is the dtype of variable-length UTF-8."""
     file.attrs["schema"] = SCHEMA
+    file.attrs["schema_minor"] = MINOR
     file.attrs["experiment"] = as_text(experiment)
     file.attrs["created_utc"] = datetime.now(UTC).isoformat(timespec="seconds")
     file.attrs["clock"] = CLOCK
@@ -102,6 +113,7 @@ def renew(file: Any, text: np.dtype[Any]) -> None:
         return
     earlier, unknown = list(rows(file["runs"])), file["runs"].dtype
     attributes = dict(file["runs"].attrs)
+    file.attrs["schema_minor"] = MINOR
     del file["runs"]
     known = {name for name, _, _ in FIELDS}
     _create_runs(file, [(name, unknown[name]) for name in unknown.names if name not in known], text)
@@ -167,8 +179,11 @@ def rows(runs: Any) -> Iterator[dict[str, Scalar]]:
 
 def row_of(run: Run) -> dict[str, Scalar]:
     """Return the row of a run, in the order of FIELDS; `run_of` takes it back."""
-    if run.configuration.n_workers < 1:
-        raise ValueError(f"n_workers={run.configuration.n_workers} ran nothing; record runs of at least 1")
+    c = run.configuration
+    if not 1 <= c.n_nodes <= c.n_workers:
+        raise ValueError(
+            f"n_workers={c.n_workers} ran nothing on n_nodes={c.n_nodes}; record runs of at least 1 on each"
+        )
     values = {name: getattr(run, name, None) for name, _, _ in FIELDS}
     values |= dataclasses.asdict(run.configuration) | dataclasses.asdict(run.counters)
     values["timeline_rows"] = sum(len(timeline.chunks) for timeline in run.timelines) if run.timelines else -1
@@ -179,8 +194,8 @@ def run_of(row: Mapping[str, Any], timelines: tuple[Timeline, ...] = ()) -> Run:
     """Return the run of a row."""
     row = _IF_MISSING | dict(row)
     configuration = Configuration(**{name: row[name] for name in _CONFIGURATION})
-    if configuration.n_workers < 1:
-        raise RuntimeError(f"a run has {configuration.n_workers} workers")
+    if not 1 <= configuration.n_nodes <= configuration.n_workers:
+        raise RuntimeError(f"a run has {configuration.n_workers} workers on {configuration.n_nodes} nodes")
     counters = Counters(**{name: row[name] for name in _COUNTERS})
     apart = _CONFIGURATION | _COUNTERS | {"timeline_rows"}
     others = {name: row[name] for name, _, _ in FIELDS if name not in apart}
@@ -196,7 +211,7 @@ def store_timelines(group: Any, timelines: Sequence[Timeline]) -> None:
         table = np.concatenate([getattr(timeline, name) for timeline in timelines])
         # Below a few hundred rows the index of a compressed dataset takes more than compression saves.
         packed = {"compression": "gzip", "shuffle": True} if len(table) > 256 else {}
-        if len(table) or name != "deaths":
+        if len(table) or name in _ALWAYS:
             group.create_dataset(name, data=table, **packed)
     if len(timelines) > 1:
         jobs = np.zeros(len(timelines), JOB_DTYPE)
@@ -213,12 +228,12 @@ def timelines_of(file: Any, row: int) -> tuple[Timeline, ...]:
         return ()
     group = hdf5.group(file["timelines"], str(row))
     tables = {name: _table(group, name, dtype) for name, dtype in _TABLES.items() if hdf5.has(group, name)}
-    if lacking := {"chunks", "workers"} - tables.keys():
+    if lacking := set(_ALWAYS) - tables.keys():
         raise KeyError(f"there is no {lacking.pop()} in {group.name}")
     if not hdf5.has(group, "jobs"):
         return (_timeline({name: hdf5.attribute(group, name) for name in _STAMPS}, tables),)
     found, begin = [], dict.fromkeys(_TABLES, 0)
-    for job in _table(group, "jobs", JOB_DTYPE):
+    for job in _table(group, "jobs", JOB_DTYPE, _LATER):
         end = {name: int(job[f"{name}_end"]) for name in _TABLES}
         parts = {name: table[begin[name] : end[name]] for name, table in tables.items()}
         found.append(_timeline(job, parts))
@@ -226,13 +241,19 @@ def timelines_of(file: Any, row: int) -> tuple[Timeline, ...]:
     return tuple(found)
 
 
-def _table(group: Any, name: str, dtype: np.dtype[Any]) -> Any:
+def _table(group: Any, name: str, dtype: np.dtype[Any], later: Sequence[str] = ()) -> Any:
+    """Return the columns of a table; one of `later` is 0 where the file lacks it."""
     table = hdf5.dataset(group, name, _MOST_TABLE_BYTES)
-    names, columns = dtype.names or (), table.dtype
+    columns = table.dtype
+    names = [c for c in dtype.names or () if c in (columns.names or ()) or c not in later]
     if table.ndim != 1 or not all(c in (columns.names or ()) and _holds(columns[c], int) for c in names):
         raise RuntimeError(f"{table.name} is no table of {', '.join(names)}")
     found = table[:]
-    return found if columns == dtype else found[[*names]].astype(dtype)
+    if columns == dtype:
+        return found
+    known = np.zeros(len(found), dtype)
+    known[names] = found[names]
+    return known
 
 
 def _timeline(stamps: Any, tables: dict[str, Any]) -> Timeline:
@@ -240,6 +261,12 @@ def _timeline(stamps: Any, tables: dict[str, Any]) -> Timeline:
     who = tables["chunks"]["worker"]
     if len(who) and not 0 <= who.min() <= who.max() < len(tables["workers"]):
         raise RuntimeError("a timeline has chunks of workers that it does not have")
+    nodes, spans = (tables.get(name, np.zeros(0, _TABLES[name])) for name in ("nodes", "spans"))
+    behind = nodes["first_worker"].astype(np.int64) + nodes["n_workers"]
+    if (nodes["first_worker"] < 0).any() or (behind > len(tables["workers"])).any():
+        raise RuntimeError("a timeline has nodes of workers that it does not have")
+    if not np.isin(spans["node"], nodes["node"]).all():
+        raise RuntimeError("a timeline has spans of nodes that it does not have")
     return Timeline(called, submitted, completed, **tables)
 
 

@@ -32,7 +32,7 @@ class Configuration:
     backend : str
         Name of the backend.
     n_workers, threads_per_worker : int
-        Processes (or threads), and threads that claim in each process.
+        Processes (or threads) over all nodes, and threads that claim in each process.
     schedule : str
         As `parcompute.values.blocks.Schedule` writes it.
     start_method : str
@@ -45,6 +45,8 @@ class Configuration:
         Threads of BLAS and OpenMP in each worker.
     variant : str
         Which of the experiment's own ways to compute the same; empty where it has only one.
+    n_nodes : int
+        Nodes (hosts) that the workers are on, as many on each.
     """
 
     backend: str
@@ -56,6 +58,7 @@ class Configuration:
     n_items: int
     blas_threads: int = 1
     variant: str = ""
+    n_nodes: int = 1
 
     def __str__(self) -> str:
         return f"{self.backend} × {self.n_workers}"
@@ -63,6 +66,19 @@ class Configuration:
     @property
     def way(self) -> str:
         """The way of running: the backend, and the other factors where they are not as usual."""
+        return f"{self._way_of_a_node}{self._on_nodes}"
+
+    @property
+    def name(self) -> str:
+        """The way of running with its number of workers: ``"mpi × 8 on 2 nodes"``."""
+        return f"{self._way_of_a_node} × {self.n_workers}{self._on_nodes}"
+
+    @property
+    def _on_nodes(self) -> str:
+        return f" on {self.n_nodes} nodes" if self.n_nodes > 1 else ""
+
+    @property
+    def _way_of_a_node(self) -> str:
         threads = f"{self.threads_per_worker} threads" if self.threads_per_worker > 1 else ""
         blas = f"{self.blas_threads} BLAS threads" if self.blas_threads > 1 else ""
         levels = (self.variant, self.schedule, self.start_method, threads, blas)
@@ -183,6 +199,8 @@ class Sweep:
         itself. Infinite asks for none.
     budget_s : float
         Seconds that all runs may take, start-up included, before the further rounds end.
+    rounds : tuple of int
+        Those that are run here, where several share a sweep; empty for all.
     """
 
     configurations: tuple[Configuration, ...]
@@ -190,13 +208,14 @@ class Sweep:
     seed: int
     precision: float = math.inf
     budget_s: float = 0.0
+    rounds: tuple[int, ...] = ()
 
     def visits(self) -> Iterator[tuple[int, Configuration]]:
         """Yield (round, configuration) in the order in which they run.
 
         Round -1 warms up: its runs are not recorded.
         """
-        for round_ in range(-1, self.n_rounds):
+        for round_ in (-1, *(self.rounds or range(self.n_rounds))):
             for configuration in round_order(self.configurations, self.seed, round_ + 1):
                 yield round_, configuration
 
@@ -226,6 +245,19 @@ class Sweep:
 def _relative_width(times: Sequence[float]) -> float:
     median = summarise(times).median
     return math.inf if median.is_range else (median.high - median.low) / 2 / median.value
+
+
+def by_nodes(runs: Sequence[Run]) -> list[Sequence[Run]]:
+    """Part the runs of one way by the number of nodes, unless the number of workers tells it.
+
+    It does where every node has as many workers, and no such number of workers was on another number of nodes.
+    """
+    shapes = {(run.configuration.n_workers, run.configuration.n_nodes) for run in runs}
+    of_a_node = {n_workers // n_nodes for n_workers, n_nodes in shapes if n_nodes > 1}
+    if len(of_a_node) < 2 and len({n_workers for n_workers, _ in shapes}) == len(shapes):
+        return [runs]
+    numbers = sorted({n_nodes for _, n_nodes in shapes})
+    return [[run for run in runs if run.configuration.n_nodes == n] for n in numbers]
 
 
 def worker_counts(n_cpus: int) -> tuple[int, ...]:

@@ -14,7 +14,9 @@ of its own clock, moved by what was measured to be between the two: they may be 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -119,6 +121,24 @@ class Timeline:
             order = np.lexsort((self.spans["arrived_ns"], self.spans["node"]))
             object.__setattr__(self, "spans", self.spans[order])
 
+    @classmethod
+    def unread(cls, called_ns: int, submitted_ns: int, completed_ns: int, tables: Callable[[], Any]) -> Timeline:
+        """Return a timeline whose tables are made, by ``tables()``, when somebody first looks at one of them.
+
+        After most of the steps of a solver nobody does.
+        """
+        timeline = object.__new__(cls)
+        stamps = {"called_ns": called_ns, "submitted_ns": submitted_ns, "completed_ns": completed_ns}
+        timeline.__dict__.update(stamps, _tables=tables)
+        return timeline
+
+    def __getattr__(self, name: str) -> Any:  # of what is not there, the tables of an unread one
+        if name not in ("chunks", "workers", "deaths", "nodes", "spans"):
+            raise AttributeError(name)
+        chunks, workers, deaths = self.__dict__["_tables"]()
+        Timeline.__init__(self, self.called_ns, self.submitted_ns, self.completed_ns, chunks, workers, deaths)
+        return self.__dict__[name]
+
     def until(self, completed_ns: int) -> Timeline:
         """Return the same with another end."""
         later = object.__new__(Timeline)  # the rows are in order already
@@ -139,6 +159,24 @@ class Timeline:
     def cpu_ns(self) -> int:
         """CPU time inside the kernels, over all workers."""
         return int(self.chunks["cpu_ns"].sum())
+
+    def without_work(self, node: int) -> npt.NDArray[np.int64]:
+        """Return when a node had nothing in hand: spans, inputs or results were on their way.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_intervals, 2)
+            Begin and end of each interval, in order and apart: from the call until its first span had arrived, between
+            spans, and from its last result until the caller had stored it. None for a node that got no span.
+        """
+        spans = self.spans[self.spans["node"] == node]
+        if not len(spans):
+            return np.zeros((0, 2), np.int64)
+        begin = np.append(self.called_ns, np.maximum.accumulate(spans["finished_ns"]))
+        end = np.append(spans["arrived_ns"], spans["received_ns"].max())
+        # What had arrived before the one before it was finished leaves no gap.
+        between: npt.NDArray[np.int64] = np.stack([begin, end], axis=1)[begin < end]
+        return between
 
     def of_worker(self, worker: int) -> npt.NDArray[np.void]:
         """Return the chunk rows of one worker in the order in which they ran."""

@@ -8,18 +8,17 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from parcompute.jobs import pickling, world
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.schedule import Board, FileClaims, Pass
 from parcompute.jobs.setup import Setup, State
-from parcompute.memory import segments, shared
+from parcompute.memory import segments, sources
 from parcompute.workers import exits
+from parcompute.workers.channel import Channel
 from parcompute.workers.walk import walk
 
 # What is remembered of the last jobs: inputs and outputs in shared memory, each a message of so many bytes at most.
@@ -31,7 +30,7 @@ class Desk:
 
     def __init__(
         self,
-        channel: Connection,
+        channel: Channel,
         claims: Sequence[FileClaims],
         first_worker: int,
         n_threads: int,
@@ -43,6 +42,7 @@ class Desk:
         self.states = [State(setup.state) for _ in range(n_threads)]
         self.job: Job | None = None
         self.number = -1  # of the job
+        self.opened: tuple[Any, ...] | None = None  # what its message has said, if the next job may say the same
         self.key = -1
         self.program: Any = None  # what it shares with the jobs before and after it
         self.known: dict[bytes, Any] = {}  # what the last few messages have had unpickled
@@ -66,11 +66,8 @@ class Desk:
             return
         try:
             with segments.holding():
-                if number != self.number:
-                    self._open(parcel, told)
-                    self.number = number
+                self._open(number, parcel, told, arrays)
                 self.board = self._known(board, Board.attached)
-                self._attach(arrays)
             walked = Pass(pass_number, n_chunks, self.program.plan, lost, alone)
             keep_to(self.cpus)
         except BaseException as error:  # say what cannot be had here; the job cannot run on any worker
@@ -97,17 +94,28 @@ class Desk:
             self.forget(set())
         self._send("end", number)
 
-    def _open(self, parcel: tuple[int, bytes, bytes, int | None, bool], told: bytes | None) -> None:
+    def _open(
+        self,
+        number: int,
+        parcel: tuple[int, bytes, bytes, int | None, bool],
+        told: bytes | None,
+        arrays: bytes | None,
+    ) -> None:
         """Have the job of a `parcompute.backends.processes.parcels.Parcel`, as far as it is not here already."""
         key, program, data, seed, stays = parcel
-        self.job, self.number = None, -1
-        world.arrive(told)
-        if key != self.key:
-            self.key, self.program = -1, None
-            self.key, self.program = key, pickling.loads(program)
-        inputs = self._known(data, pickling.loads, stays)
-        self.job = self.program.again(tuple(inputs), seed)
-        self.told = told
+        if number != self.number:
+            self.number = -1
+            world.arrive(told)
+            if self.opened != (key, data, seed, arrays):
+                self.job = self.opened = None
+                if key != self.key:
+                    self.key, self.program = -1, None
+                    self.key, self.program = key, pickling.loads(program)
+                self.job = self.program.again(tuple(self._known(data, pickling.loads, stays)), seed)
+            self.number, self.told = number, told
+        if self.opened is None and arrays is not None:
+            self._attach(arrays)
+            self.opened = (key, data, seed, arrays) if stays else None
 
     def _known(self, pickled: bytes, loads: Callable[[bytes], Any], stays: bool = True) -> Any:
         """Return what is unpickled, the same objects as a few jobs before."""
@@ -122,7 +130,7 @@ class Desk:
 
     def forget(self, gone: set[int]) -> None:
         """Let go of the job, and of what it maps and the caller has no more: the next one may use the other arrays."""
-        self.job, self.number = None, -1
+        self.job, self.number, self.opened = None, -1, None
         self.key, self.program = -1, None
         self.known.clear()
         self.board = None
@@ -154,7 +162,8 @@ class Desk:
             if index == 0 or not self.channel.poll():
                 self._send("shape", number, index, pickled)
             with self.receiving:  # one thread waits for the answer of all
-                if outputs.arrays is None and not board.stopped:
+                # Who is asked to leave may have had the answer before, and then a place for its result.
+                if outputs.arrays is None and (not board.stopped or self.channel.poll()):
                     answer = self.channel.recv()
                     assert answer[:2] == ("arrays", number)
                     self._attach(answer[2])
@@ -191,7 +200,7 @@ class Desk:
 
 def _attached(arrays: bytes) -> tuple[Any, list[npt.NDArray[Any]]]:
     shape, places = pickle.loads(arrays)
-    return shape, [shared.attach(place).view(np.ndarray) for place in places]
+    return shape, [sources.open_reference(place) for place in places]
 
 
 def run_call(pickled: bytes) -> tuple[bool, bytes, bool]:

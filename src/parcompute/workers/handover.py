@@ -14,9 +14,9 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import context
-from multiprocessing.connection import Connection
 
 from parcompute.jobs.setup import Packed, Setup
+from parcompute.workers.channel import Channel
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Handover:
                 raise
         self.handed = Handed(packed, len(self._fds))
 
-    def send_fds(self, channel: Connection) -> None:
+    def send_fds(self, channel: Channel) -> None:
         """Send the descriptors to a worker that gets `handed`."""
         if self._fds:
             with socket.socket(fileno=os.dup(channel.fileno())) as end:
@@ -65,7 +65,7 @@ class Handover:
 _received: Sequence[int] = ()
 
 
-def receive_fds(channel: Connection, handed: Handed) -> None:
+def receive_fds(channel: Channel, handed: Handed) -> None:
     """Take the descriptors that come behind a setup, for when it is opened."""
     global _received
     if handed.n_fds:

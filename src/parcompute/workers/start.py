@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parcompute.machine import blas, signals
+from parcompute.machine.batch import deadline
 from parcompute.workers import exits, lifeline, surroundings
 
 METHODS = ("fork", "forkserver", "spawn")
@@ -382,7 +383,7 @@ def _run(target: Callable[..., None], fds: Sequence[int]) -> None:
     code, _in_worker = 1, True
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole foreground group: the parent decides
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        deadline.settle()
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         *own, pipe = fds

@@ -14,7 +14,6 @@ import sys
 import time
 from dataclasses import dataclass
 from multiprocessing import process
-from multiprocessing.connection import Connection
 from typing import Any, TextIO
 
 from parcompute.jobs import pickling, variables, world
@@ -23,6 +22,7 @@ from parcompute.jobs.schedule import FileClaims
 from parcompute.jobs.setup import Setup
 from parcompute.machine import blas, malloc
 from parcompute.workers import exits, handover, start
+from parcompute.workers.channel import Channel
 from parcompute.workers.desk import Desk, keep_to
 
 # What the calls of one map have in common is forgotten by a worker that has had none for so many seconds.
@@ -62,7 +62,7 @@ def main(channel_fd: int, claims_fd: int, claims_fd_2: int, *print_fds: int, inh
     """
     if print_fds:
         _print_into(*print_fds)
-    channel = Connection(channel_fd)
+    channel = Channel(channel_fd)
     start.hold(channel)
     with contextlib.suppress(EOFError, ConnectionError):
         settings: Settings = channel.recv()

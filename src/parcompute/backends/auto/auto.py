@@ -25,7 +25,7 @@ from parcompute.backends.processes.processes import Processes
 from parcompute.backends.threads import Threads, Walks
 from parcompute.jobs.job import Job, Keeper
 from parcompute.jobs.pickling import CannotTravel
-from parcompute.jobs.schedule import NO_BLOCK, WAITING
+from parcompute.jobs.schedule import NO_BLOCK, WAITING, written
 from parcompute.memory import leases, shared, sources
 from parcompute.values.timeline import Timeline
 
@@ -71,7 +71,9 @@ class Auto(CountsDone):
             return self._find_out(evidence, job, called_ns)
         self.why = f"on {verdict.backend}, as known: {verdict.why}"
         if verdict.backend == "processes":
-            _move(job, np.zeros(n_blocks, bool), self._processes)
+            marks = np.zeros(n_blocks, np.uint8)
+            job.follow(marks)
+            _move(job, marks != WAITING, self._processes)
             with contextlib.suppress(CannotTravel):  # nothing has run then, and threads can take it as it is
                 return self._run_processes(evidence, job, n_blocks if job.keeper is None else 0, called_ns)
         self._now = self._threads
@@ -136,7 +138,7 @@ class Auto(CountsDone):
         self, walks: Walks, evidence: probe.Evidence, job: Job, called_ns: int
     ) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Have the processes do what is left."""
-        marks, begun = walks.board.done, walks.board.take_rows()
+        marks, begun = walks.board.done, written(walks.board.take_rows())
         _move(job, marks != WAITING, self._processes)
         rest = replace(job, keeper=_Continued(marks, job.keeper))
         try:
@@ -184,11 +186,16 @@ class _Continued:
     def __init__(self, marks: npt.NDArray[np.uint8], keeper: Keeper | None) -> None:
         self._marks, self._keeper = marks, keeper
 
-    def follow(self, done: npt.NDArray[np.uint8], *, late: bool = False, every_s: float | None = None) -> None:
+    @property
+    def ended(self) -> str:
+        """As the checkpoint, if there is one, says."""
+        return "" if self._keeper is None else self._keeper.ended
+
+    def follow(self, done: npt.NDArray[np.uint8], **how: Any) -> None:
         """Mark what the threads have marked."""
         done[:] = np.where(self._marks != WAITING, self._marks, done)
         if self._keeper is not None:
-            self._keeper.follow(done, late=late, every_s=every_s)
+            self._keeper.follow(done, **how)
 
     def look(self) -> float:
         """Have the checkpoint, if there is one, write what is due."""
@@ -215,9 +222,14 @@ def _move(job: Job, done: npt.NDArray[np.bool_], processes: Processes) -> None:
     before: Sequence[npt.NDArray[Any]] | None = outputs.arrays
     if before is None or all(map(processes.reaches, before)):
         return
-    outputs.allocate(outputs.shape, processes.allocate)
+    left = iter(before)
+
+    def moved(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        return old if processes.reaches(old := next(left)) else processes.allocate(shape, dtype)
+
+    outputs.allocate(outputs.shape, moved)
     edges = np.flatnonzero(np.diff(done.astype(np.int8), prepend=0, append=0))
     for old, new in zip(before, outputs.arrays or (), strict=True):
-        for first, stop in edges.reshape(-1, 2).tolist():
+        for first, stop in edges.reshape(-1, 2).tolist() if new is not old else ():
             rows = outputs.span(first, stop)
             new[rows] = old[rows]

@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from parcompute.backends.kinds import SHORT_NS
+
 # Before the first look, and then twice as long each time; for how long so many threads must have computed before a
 # choice is made; and for how long if it is not the lock that they wait for. At first that may be the scheduler, which
 # gives each a CPU of its own, or new pages.
@@ -138,7 +140,8 @@ class Work:
     def held(self, n_threads: int) -> bool:
         """Whether it was the interpreter lock that so many threads have waited for."""
         one_by_one = self.late_s > LATE_S * self.n_looks and self.busy < ONE_BELOW
-        return not self.waits and (one_by_one or self.busy < FEW_BELOW * n_threads)
+        short = self.cpu_s < SHORT_NS / 1e9 * self.n_blocks
+        return not self.waits and (one_by_one or short or self.busy < FEW_BELOW * n_threads)
 
     @property
     def waits(self) -> bool:

@@ -7,7 +7,6 @@ node 1               ▓▓▓▓▓▓▓▓▓          ▓▓▓▓▓▓▓ 
 
 from __future__ import annotations
 
-import copy
 import pickle
 import queue
 import time
@@ -19,15 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from parcompute.backends.base import Trouble, WorkerLost, conclude
-from parcompute.backends.nodes import wire
+from parcompute.backends.nodes import spans, wire
 from parcompute.backends.nodes.peers import Peer
 from parcompute.backends.nodes.story import Story
-from parcompute.jobs import spans
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.outputs import ResultError, Rows
 from parcompute.jobs.schedule import DONE, FAILED, WAITING
 from parcompute.machine import signals
 from parcompute.memory import sources
+from parcompute.memory.tables import Table
 from parcompute.values.blocks import Plan
 from parcompute.values.timeline import Timeline
 
@@ -37,7 +36,7 @@ _AHEAD = 2
 # How long a span takes, as far as the speed of its node is known: so many times the way there and back at least, and
 # not so short that dealing costs more than a few per cent; not so long that much is lost with a node, or between two
 # looks at a checkpoint. The first, of which nothing is known, is a small part.
-_WAYS, _LEAST_S, _MOST_S, _FIRST_PART = 4, 0.02, 5.0, 32
+_WAYS, _LEAST_S, _MOST_S, _FIRST_PART = 4, 0.05, 5.0, 32
 
 # The exit status of processes of which nobody can say how they ended, as in the standard library.
 UNKNOWN = 255
@@ -80,10 +79,13 @@ class Deal:
         self._done = np.zeros(job.plan.n_blocks, np.uint8)
         self._told = None if job.world is None else job.world.told(None)
         light = replace(job.plan, edges=np.array([0, job.plan.n_blocks], np.int64))
-        outputs = copy.copy(job.outputs)
-        if isinstance(outputs, Rows):
-            outputs.plan = light
-        travelling = replace(job, inputs=(), plan=light, outputs=outputs, keeper=None)
+        outputs: Any = job.outputs
+        if isinstance(outputs, Rows):  # where they are written to in the end is nothing to the nodes
+            fixed = outputs
+            outputs = Rows(light, fixed.fields, fixed.single, fixed.dtype, fixed.item_shape)
+            outputs.casts = fixed.casts
+        with_it = tuple(one if isinstance(one, Table) else None for one in job.inputs)
+        travelling = replace(job, inputs=with_it, plan=light, outputs=outputs, keeper=None)
         self._pickled, self.needed = arrays.dumps(travelling, f"kernel {job.name}")
         self._inputs = tuple(self._referred(array, arrays) for array in job.inputs)
         self._unseen: dict[Peer, set[int]] = {}
@@ -100,6 +102,10 @@ class Deal:
         self._nobody_since_s: float | None = None
 
     def _referred(self, array: Any, arrays: wire.Arrays) -> Any:
+        if isinstance(array, Table):
+            return ...  # its columns are arrays in the job
+        if sources.is_zarr(array):
+            return None  # its rows go with each span
         if (where := wire.in_file(array)) is not None:
             return where
         if sources.is_dataset(array):
@@ -120,11 +126,12 @@ class Deal:
 
     def run(self) -> None:
         """Have every block computed, or the job given up."""
-        self._job.follow(self._done, every_s=0.0)
+        self._job.follow(self._done, every_s=0.0, stop=self._leave)
         self._todo = [(first, stop, 0) for first, stop in _runs(self._done == WAITING)]
         self.submitted_ns = time.perf_counter_ns()
         for peer in list(self._peers.values()):
             self._enlist(peer)
+        self._serve()
         while not self._finished():
             self._require_somebody()
             signals.look()
@@ -136,6 +143,7 @@ class Deal:
                 self._buried(peer)
             elif message[0] == "here":
                 self._enlist(peer)
+                self._serve()
             else:
                 getattr(self, f"_on_{message[0]}")(peer, *message[1:])
         self.completed_ns = time.perf_counter_ns()
@@ -146,6 +154,8 @@ class Deal:
 
     @property
     def _over(self) -> bool:
+        if self._job.ended:
+            return True
         if self._job.keep_going:
             return None in [f.block for f in self._failures] + [loss.block for loss in self._lost]
         return bool(self._failures or self._lost)
@@ -168,6 +178,9 @@ class Deal:
         for peer in self._owed:
             peer.send("stop", self._number, at_once)
 
+    def _leave(self) -> None:
+        self.stop(at_once=False)
+
     def forget(self) -> None:
         """Have them forget it."""
         for peer in self._owed:
@@ -183,19 +196,24 @@ class Deal:
         self._unseen[peer] = {i for i, one in enumerate(self._inputs) if one is None}
         peer.ping()
         peer.supply(self.needed)
-        peer.send("job", self._number, where(), self._told, self._pickled, self._inputs)
-        self._serve(peer)
+        peer.send("job", self._number, wire.where(), self._told, self._pickled, self._inputs)
 
-    def _serve(self, peer: Peer) -> None:
-        while not (self._over or self._stopping or peer.gone) and self._todo and len(self._owed[peer]) < _AHEAD:
-            sent = self._next(peer)
-            self._owed[peer].append(sent)
-            outputs = self._job.outputs
-            shape = (outputs.shape,) if outputs.arrays is not None else None
-            sent.with_shape = shape is not None
-            windows = {i: self._window(i, sent.first, sent.stop) for i in self._unseen[peer]}
-            sent.sent_ns = time.perf_counter_ns()
-            peer.send("span", self._number, sent.first, sent.stop, shape, windows)
+    def _serve(self) -> None:
+        """Deal spans: one to each node that has none, then a second one."""
+        is_static = self._job.plan.schedule.kind == "static"
+        for n in range(1 if is_static else _AHEAD):
+            for peer, owed in self._owed.items():
+                if self._todo and len(owed) == n and not (self._over or self._stopping or peer.gone):
+                    self._send(peer, self._next(peer))
+
+    def _send(self, peer: Peer, sent: _Sent) -> None:
+        self._owed[peer].append(sent)
+        outputs = self._job.outputs
+        shape = (outputs.shape,) if outputs.arrays is not None else None
+        sent.with_shape = shape is not None
+        windows = {i: self._window(i, sent.first, sent.stop) for i in self._unseen[peer]}
+        sent.sent_ns = time.perf_counter_ns()
+        peer.send("span", self._number, sent.first, sent.stop, shape, windows)
 
     def _next(self, peer: Peer) -> _Sent:
         """Take the next span from what is left: about a quarter of this node's part of it."""
@@ -205,7 +223,8 @@ class Deal:
         n_workers = sum(p.node.n_workers for p in self._owed if p.node is not None and not p.gone)
         part = left * peer.node.n_workers / n_workers
         if self._job.plan.schedule.kind == "static":
-            size = -(-self._job.plan.n_blocks * peer.node.n_workers // n_workers)
+            idle = [p for p, owed in self._owed.items() if p.node is not None and not (p.gone or owed)]
+            size = -(-left * peer.node.n_workers // sum(p.node.n_workers for p in idle if p.node is not None))
         else:
             rate = self._rates.get(peer)
             if rate is None:
@@ -255,7 +274,7 @@ class Deal:
             for one in early:
                 self._place(*one)
         self._after()
-        self._serve(peer)
+        self._serve()
 
     def _decides(self, sent: _Sent, came: dict[str, Any]) -> bool:
         """Whether block 0 has said now what a result looks like, or never will; then there are arrays."""
@@ -291,8 +310,10 @@ class Deal:
         if outputs.arrays is not None and came["shape"] is not None:
             for a, b in _runs(done == DONE):
                 into, out_of = outputs.span(first + a, first + b), outputs.span(a, b)
-                for target, rows in zip(outputs.arrays, came["arrays"], strict=True):
+                for target, rows in zip(outputs.stored or (), came["arrays"], strict=True):
                     target[into] = rows[out_of]
+                if outputs.arrived is not None:
+                    outputs.arrived[first + a : first + b] = True
         for index, pickled in came["odd"].items():
             try:
                 outputs.keep(index, pickle.loads(pickled))
@@ -319,7 +340,7 @@ class Deal:
         if (sent := self._settled(peer, number, first, stop)) is not None:
             self._unseen[peer].update(lacking)
             self._take_back(first, stop, sent.attempt)
-            self._serve(peer)
+            self._serve()
 
     def _on_unseen(self, peer: Peer, number: int, inputs: list[int]) -> None:
         if number == self._number and peer in self._unseen:
@@ -349,8 +370,7 @@ class Deal:
             return
         self._owed[peer] = []
         self._story.bury(peer, UNKNOWN)
-        for other in self._owed:
-            self._serve(other)
+        self._serve()
 
     def _note_loss(self, sent: _Sent) -> None:
         if not len(self._lost_by_node):
@@ -377,17 +397,6 @@ class Deal:
         """Return, or raise, what `parcompute.backends.base.Backend.run` does."""
         troubles = conclude(self._job, self._failures, self._lost)
         return self._story.timeline(self._job.plan, called_ns, self.submitted_ns, self.completed_ns), troubles
-
-
-def where() -> tuple[str, tuple[str, ...]]:
-    """Return the folder and the path on which this process finds its modules."""
-    import os
-    import sys
-
-    try:
-        return os.getcwd(), tuple(sys.path)
-    except FileNotFoundError:
-        return "", tuple(sys.path)
 
 
 def _runs(wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:

@@ -31,6 +31,5 @@ class Local:
         self._server.hear(message)
 
     def close(self) -> None:
-        """End it, and wait until it has ended."""
-        self._server.close()
+        """Wait until it has ended, which it has been asked to."""
         self._server.join()

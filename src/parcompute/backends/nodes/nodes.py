@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import logging
 import pickle
 import queue
 import threading
@@ -30,7 +31,7 @@ from parcompute.backends.base import (
 )
 from parcompute.backends.broken import Broken
 from parcompute.backends.nodes import facts, wire
-from parcompute.backends.nodes.deal import NOBODY_S, Deal, where
+from parcompute.backends.nodes.deal import NOBODY_S, Deal
 from parcompute.backends.nodes.peers import Engine, Peer, Underway
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.setup import Setup
@@ -67,7 +68,7 @@ class Nodes(CountsDone, StoresHere):
         self._turn = threading.Lock()
         self._news = signals.Condition()
         self._deal: Deal | None = None
-        self._plan: Plan | None = None
+        self._carried_out: tuple[Plan, Plan] | None = None  # the last plan, and the same as it was carried out
         self._n_jobs = self._n_calls = 0
         self._waiting: collections.deque[Underway] = collections.deque()
         self._dropped: set[bytes] = set()
@@ -154,7 +155,8 @@ class Nodes(CountsDone, StoresHere):
 
     def carried_out(self, plan: Plan) -> Plan:
         """Return a plan with the chunks in which the nodes have carried it out."""
-        return plan if self._plan is None else self._plan
+        known, found = self._carried_out or (None, plan)
+        return found if known is plan else plan
 
     # --- jobs ----------------------------------------------------------------------------------------------
 
@@ -172,7 +174,7 @@ class Nodes(CountsDone, StoresHere):
             self._running = lambda: deal
             try:
                 deal.run()
-                self._plan = deal.plan()
+                self._carried_out = job.plan, deal.plan()
                 return deal.conclude(called_ns)
             except BaseException as error:
                 # Ctrl-C above all: what the nodes compute now is of no use to anyone.
@@ -238,7 +240,7 @@ class Nodes(CountsDone, StoresHere):
                 peer.calls[self._n_calls] = call
                 self._dropped.difference_update(call.needed)
                 peer.supply(call.needed)
-                peer.send("call", self._n_calls, where(), call.told, call.pickled, call.call.n_calls)
+                peer.send("call", self._n_calls, wire.where(), call.told, call.pickled, call.call.n_calls)
 
     def _answered(self, peer: Peer, number: int, returned: bool, pickled: bytes) -> None:
         with self._news:
@@ -263,7 +265,7 @@ class Nodes(CountsDone, StoresHere):
         self._events.put((number, message))
 
     def _greet(self, peer: Peer) -> None:
-        peer.send("hello", facts.versions(), self._greeting, where())
+        peer.send("hello", facts.versions(), self._greeting, wire.where())
         for _ in range(4):
             peer.ping()
         peer.supply(self._setup_needs)
@@ -278,7 +280,11 @@ class Nodes(CountsDone, StoresHere):
                     return
                 peer = self._peers.get(number)
                 if peer is not None:
-                    self._take(peer, message)
+                    try:
+                        self._take(peer, message)
+                    except Exception:  # without this thread everybody would wait for ever
+                        logging.getLogger(__name__).exception("node %s is given up:", peer.node and peer.node.host)
+                        self._take(peer, None)
                 del message
             if time.monotonic() >= next_beat_s:
                 next_beat_s = time.monotonic() + _BEAT_S
@@ -373,6 +379,10 @@ class Nodes(CountsDone, StoresHere):
             self._end()
         else:
             threading.Thread(target=self.close, kwargs={"wait": True}, daemon=True).start()
+
+    def dropped(self) -> None:
+        """End the crews after the submitted calls: nobody has the executor any more, as a collection has found."""
+        threading.Thread(target=self.close, kwargs={"wait": True}, name="parcompute-dropped", daemon=True).start()
 
     def kill(self) -> None:
         """End the crews now."""

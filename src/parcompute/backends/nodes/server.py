@@ -25,9 +25,9 @@ import numpy.typing as npt
 
 from parcompute.backends.base import Call, Options, WorkerLost
 from parcompute.backends.broken import Broken
-from parcompute.backends.nodes import facts, wire
+from parcompute.backends.nodes import facts, spans, wire
 from parcompute.backends.processes.processes import Processes
-from parcompute.jobs import pickling, spans
+from parcompute.jobs import pickling
 from parcompute.jobs.job import Failure, Job, RemoteTraceback
 from parcompute.jobs.partials import Partials
 from parcompute.jobs.setup import Setup
@@ -53,6 +53,7 @@ class Server:
         self._jobs: dict[int, tuple[Job, tuple[Any, ...]]] = {}
         self._pids: tuple[int, ...] = ()  # of its workers, as the caller knows them
         self._stopped: dict[int, bool] = {}  # jobs of which no further span is wanted, and whether at once
+        self._supplied_ns = 0  # when what the last message brought was in its place
         self._running = -1  # the job of which a span is computed
         self._queue: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
         self._closed = threading.Event()
@@ -108,7 +109,7 @@ class Server:
             if self._closed.is_set():
                 break
             try:
-                getattr(self, f"_on_{kind}")(arrived_ns, *rest)
+                getattr(self, f"_on_{kind}")(max(arrived_ns, self._supplied_ns), *rest)
             except BaseException as error:  # the caller must hear of it, whatever it is
                 if self._closed.is_set():
                     break
@@ -193,10 +194,11 @@ class Server:
         except BaseException as error:  # a module that this host lacks, above all
             self._reply("failed", _on_host(Failure.before_blocks(error), self._host))
             return
-        opened = tuple(self._opened(one) for one in inputs)
+        opened = tuple(job.inputs[i] if one is ... else self._opened(one) for i, one in enumerate(inputs))
         if unseen := [i for i, one in enumerate(opened) if one is None]:
             self._reply("unseen", number, unseen)
         self._jobs[number] = (replace(job, world=spans.Abroad(told)), opened)
+        self._supplied_ns = time.perf_counter_ns()
 
     def _opened(self, one: Any) -> Any:
         if isinstance(one, wire.Kept):

@@ -65,7 +65,7 @@ class Story:
 
     def plan(self, plan: Plan) -> Plan:
         """Return a plan with the chunks in which the nodes have carried it out."""
-        edges = [np.array([0, plan.n_blocks], np.int64), *(span.first + span.edges for span in self._spans)]
+        edges = [plan.edges[[0, -1]], *(span.first + span.edges for span in self._spans)]
         return replace(plan, edges=np.unique(np.concatenate(edges)))
 
     def timeline(self, plan: Plan, called_ns: int, submitted_ns: int, completed_ns: int) -> Timeline:

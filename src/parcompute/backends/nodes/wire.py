@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -292,3 +293,11 @@ def unframed(frame: bytes) -> tuple[bytes, list[int]]:
     """Undo `framed`."""
     head, sizes = pickle.loads(frame)
     return head, sizes
+
+
+def where() -> tuple[str, tuple[str, ...]]:
+    """Return the folder and the path on which this process finds its modules."""
+    try:
+        return os.getcwd(), tuple(sys.path)
+    except FileNotFoundError:
+        return "", tuple(sys.path)

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import process
-from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from parcompute.backends.base import Options, WorkerLost
@@ -26,6 +25,7 @@ from parcompute.jobs.schedule import FileClaims
 from parcompute.machine import blas, cgroups, signals, topology
 from parcompute.memory import segments
 from parcompute.workers import handover, start, surroundings, worker
+from parcompute.workers.channel import Channel
 
 # How long a worker that was asked to leave may take before it is killed.
 LEAVE_S = 1.0
@@ -42,7 +42,7 @@ class Member:
 
     number: int
     child: start.Child
-    channel: Connection
+    channel: Channel
     ready_ns: int = 0
     owes: set[int] = field(default_factory=set)  # jobs of which it has not said the end
     calls: dict[int, Any] = field(default_factory=dict)  # submitted calls that it has, the running one first
@@ -97,7 +97,7 @@ class Crew:
 
     def _start(self, number: int) -> Member:
         options = self.options
-        ours, theirs = Pipe()
+        ours, theirs = Channel.pair()
         start.hold(ours)
         environ = {**os.environ, **blas.variables(options.blas_threads)}
         settings = worker.Settings(
@@ -162,7 +162,7 @@ class Crew:
         """Send a message that was pickled once for all."""
         with contextlib.suppress(ConnectionError):
             if not member.channel.closed:
-                member.channel.send_bytes(message)
+                member.channel.send_pickled(message)
 
     def events(self, timeout: float = signals.LOOK_S) -> Iterator[Event]:
         """Wait a while, and yield each message; None in its place where a worker has ended.

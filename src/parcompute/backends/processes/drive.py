@@ -68,7 +68,7 @@ class Drive:
         self.crew.repair()
         self.crew.settle(self.number - 2)  # which had this board, and these claims
         self.board.clear()
-        self.job.follow(self.board.done, late=True)
+        self.job.follow(self.board.done, late=True, stop=self._leave, current=self.board.current)
         self.crew.let_go()
         self.expects = self.parcels.expect(self.job, shared_array)
         self._begin(Pass.first(self.job.plan))
@@ -118,14 +118,16 @@ class Drive:
         # No more than there are chunks; under "static" each chunk is a certain worker's.
         n_wanted = -(-pass_.n_chunks // (1 if pass_.alone else self.threads))
         wanted = [member for member in self.crew.members if member.ready][:n_wanted]
-        n_now = 1 if self.parcels.brief and pass_.is_claimed else n_wanted
-        self.reserve = wanted[n_now:]
-        for member in wanted[:n_now]:
+        for member in wanted[:1]:
             self._enlist(member)
+        # It wakes up while the rest is found out here.
+        n_now = 1 if pass_.is_claimed and self.parcels.is_brief() else n_wanted
+        for member in wanted[1:n_now]:
+            self._enlist(member)
+        self.reserve = wanted[n_now:]
+        self.crew.show((*self.keep_alive, self.board.memory, *(self.job.outputs.arrays or ())))
 
     def _broadcast(self) -> bytes:
-        self.crew.show(self.keep_alive)
-        self.crew.show((self.board.memory, *(self.job.outputs.arrays or ())))
         walked = (self.pass_.number, self.pass_.n_chunks, self.pass_.lost, self.pass_.alone, self.pass_.is_claimed)
         job = self.number, tuple(self.parcel), self.told, self.parcels.arrays(self.job)
         return pickle.dumps(("walk", *job, walked, self.board.reference))
@@ -160,6 +162,16 @@ class Drive:
         return bool(self.failures or self.lost)
 
     @property
+    def _no_more(self) -> bool:
+        """Whether no worker is to begin anything."""
+        return self._over or self.job.ended
+
+    def _leave(self) -> None:
+        """Ask the workers to leave after the block that they compute now: not before they know where to put it."""
+        if self.job.outputs.arrays is not None:
+            self.board.stop()
+
+    @property
     def _headless(self) -> bool:
         """Whether block 0 may never say what a result looks like: whoever waits must not wait for it."""
         failed = [failure.block and failure.block.index for failure in self.failures]
@@ -169,7 +181,7 @@ class Drive:
     def _step(self) -> bool:
         """Wait for one thing to happen and deal with it; False when the job is over."""
         if not any(map(self._owes, self.crew.members)):
-            if self._over or self.board.is_full:
+            if self._no_more or self.board.is_full:
                 return False
             unfinished = self.board.unfinished()
             if any(member.ready for member in self.crew.members):
@@ -190,7 +202,7 @@ class Drive:
                 self._buried(member)
             else:
                 self._heard(member, message)
-        if not (self._over or self.board.is_full):  # it is not as brief as the one before
+        if not (self._no_more or self.board.is_full):  # it is not as brief as the one before
             for member in reserve:
                 if self.crew.members[member.number] is member:  # and not one that has died meanwhile
                     self._enlist(member)
@@ -199,7 +211,7 @@ class Drive:
     def _heard(self, member: Member, message: tuple[Any, ...]) -> None:
         kind, *rest = message
         if kind == "ready":
-            if not self._over and member.number not in self.resting:
+            if not self._no_more and member.number not in self.resting:
                 self._enlist(member)
         elif rest[0] != self.number:
             pass  # the end of an earlier job, which a failure had cut short
@@ -244,6 +256,7 @@ class Drive:
     def _shape(self, shape: Any) -> None:
         """Make the output's arrays, and tell those that wait for them, and those that will as soon as they look."""
         self.job.outputs.allocate(shape, shared_array)
+        self.crew.show(self.job.outputs.arrays or ())
         self.message = self._broadcast()
         # Whoever does not wait for it may not read it for long: it must fit the channel.
         if len(self.job.outputs.arrays or ()) <= _FEW_ARRAYS:
@@ -251,6 +264,8 @@ class Drive:
                 member for member in self.crew.members if self._owes(member) and not member.channel.closed
             )
         self._answer(*self.told_arrays)
+        if self.job.ended:
+            self._leave()
 
     def _answer(self, *others: Member) -> None:
         answer = pickle.dumps(("arrays", self.number, self.parcels.arrays(self.job)))

@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from multiprocessing.connection import Pipe
 
 from parcompute.workers import start
+from parcompute.workers.channel import Channel
 
 # What a pipe holds at most, as Linux makes it: one look takes all that was there when a message was sent.
 _PIPE_BYTES = 2**16
@@ -33,7 +33,7 @@ class Output:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._ours, self.theirs = Pipe(duplex=False)  # which close themselves if nobody else does
+        self._ours, self.theirs = map(Channel, os.pipe())  # which close themselves if nobody else does
         os.set_blocking(self._ours.fileno(), False)
         start.hold(self._ours)
         self._unfinished = b""

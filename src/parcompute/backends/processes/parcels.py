@@ -33,6 +33,9 @@ _FEW, _FEW_BYTES = 200, 2**14
 # Of inputs, and of outputs, that the jobs of a program have had.
 _REMEMBERED = 4
 
+# A job of so many chunks is not brief, and its timeline's rows are not kept to be asked.
+_MANY_ROWS = 1000
+
 # The rows of partials, and a board, of so many bytes are kept for the next job.
 _KEPT_BYTES = 2**20
 
@@ -70,7 +73,7 @@ class Parcels:
         self._placed: collections.deque[tuple[Any, ...]] = collections.deque(maxlen=_REMEMBERED)
         self._shape: Any = None  # of a result of this program
         self._varies = False
-        self.brief = False  # the last job of this program has not been worth the waking of two workers
+        self._last: npt.NDArray[np.void] | None = None  # the timeline's rows of the last job of this program
         self._rows: tuple[npt.NDArray[Any], ...] = ()
         self._arrays: dict[tuple[Any, ...], bytes] = {}  # by where they lie
         self._rows_arrays: bytes | None = None  # of the rows
@@ -104,7 +107,7 @@ class Parcels:
         keep_alive: list[Any] = []
         known = _known(job, keep_alive)
         if known is None or known != self._known:
-            self._known, self._varies, self.brief = None, False, False
+            self._known, self._varies, self._last = None, False, None
             self._forget_shape()
             self._key += 1
             self._program, keep_alive = pickling.dumps(replace(job, inputs=(), seed=None), f"kernel {job.name}")
@@ -117,7 +120,8 @@ class Parcels:
             if None not in places:
                 _note(self._data, places, data)
         keep_alive += job.inputs
-        stays = self._known is not None and not any(map(sources.lies_in_file, job.inputs))
+        arrays = *job.inputs, *(job.outputs.arrays or ())
+        stays = self._known is not None and not any(map(sources.lies_in_file, arrays))
         return Parcel(self._key, self._program, data, job.seed, stays), keep_alive
 
     def _place(self, array: Any) -> Any:
@@ -139,7 +143,7 @@ class Parcels:
             if self._rows_arrays is None:
                 self._rows_arrays = pickling.dumps_back((outputs.shape, tuple(map(shared.reference, self._rows))))
             return self._rows_arrays
-        places = tuple(map(shared.reference, outputs.arrays))
+        places = tuple(map(sources.reachable, outputs.arrays))
         if self._shape is None or self._shape != (shape := outputs.shape):
             return pickling.dumps_back((outputs.shape, places))
         if places not in self._arrays:
@@ -156,7 +160,7 @@ class Parcels:
 
     def learn(self, job: Job, rows: npt.NDArray[np.void]) -> None:
         """Take note of what a job that has ended was like: its results, and the rows of its timeline."""
-        self.brief = self._known is not None and is_brief(rows)
+        self._last = rows if len(rows) < _MANY_ROWS else None
         outputs = job.outputs
         if self._known is None or self._varies or self._shape is not None or outputs.arrays is None:
             return
@@ -164,6 +168,10 @@ class Parcels:
         # Partials are combined into something else, so that nobody has their rows.
         if isinstance(outputs, Partials) and sum(rows.nbytes for rows in outputs.arrays) <= _KEPT_BYTES:
             self._rows = outputs.arrays
+
+    def is_brief(self) -> bool:
+        """Whether the last job was of this program, and was not worth the waking of two workers."""
+        return self._last is not None and is_brief(self._last)
 
     def unlearn(self) -> None:
         """Expect nothing of this program any more: what its results look like is not always the same."""

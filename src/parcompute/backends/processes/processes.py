@@ -21,7 +21,7 @@ from parcompute.backends.processes.drive import Drive, shared_array
 from parcompute.backends.processes.parcels import Parcels
 from parcompute.jobs.job import Job
 from parcompute.machine import signals
-from parcompute.memory import shared
+from parcompute.memory import sources
 from parcompute.values.timeline import Timeline
 
 
@@ -58,8 +58,8 @@ class Processes(CountsDone):
         return shared_array(shape, dtype)
 
     def reaches(self, array: npt.NDArray[Any]) -> bool:
-        """Arrays in shared memory."""
-        return shared.reference(array) is not None
+        """Arrays in shared memory, and on files that are mapped for writing."""
+        return sources.reachable(array) is not None
 
     def run(self, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Compute every block once, those of workers that die again."""

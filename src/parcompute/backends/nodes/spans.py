@@ -29,13 +29,13 @@ class SpanPlan(Plan):
 
     Attributes
     ----------
-    first : int
-        Number of the first block.
+    first_block : int
+        Its number.
     n_items_in_all : int
         Of the larger plan, at whose end a block may be short and have less of a halo.
     """
 
-    first: int = 0
+    first_block: int = 0
     n_items_in_all: int = 0
 
     @classmethod
@@ -50,7 +50,7 @@ class SpanPlan(Plan):
     def block(self) -> Callable[[int], Block]:
         """The function that returns a block of the span; the block has its number in the larger plan."""
         whole = Plan(self.n_items_in_all, self.block_items, self.halo, self.schedule, 1, self.edges, "").block
-        first = self.first
+        first = self.first_block
         return lambda index: whole(first + index)
 
 
@@ -83,7 +83,7 @@ class SpanRows(_OfSpan, Rows):
     def of(cls, rows: Rows, plan: SpanPlan) -> SpanRows:
         """Return the rows of a span of the job that has these."""
         made = cls(plan, rows.fields, rows.single, rows.dtype, rows.item_shape)
-        made.casts, made.first, made.block_items = rows.casts, plan.first, plan.block_items
+        made.casts, made.first, made.block_items = rows.casts, plan.first_block, plan.block_items
         return made
 
     def rows(self, block: Block) -> Any:
@@ -106,7 +106,7 @@ class SpanPartials(_OfSpan, Partials):
     def of(cls, plan: SpanPlan) -> SpanPartials:
         """Return partials of a span."""
         made = cls(plan)
-        made.first, made.block_items = plan.first, plan.block_items
+        made.first, made.block_items = plan.first_block, plan.block_items
         return made
 
     def store(self, result: Any, block: Block) -> bool:
