@@ -55,8 +55,7 @@ class _Workers:
         self._links: dict[int, _Link] = {}
         self._n = 0
         self._joining: dict[str, asyncio.Task[Exception | None]] = {}
-        self._looking = False
-        self._closed = False
+        self._looking = self._closed = False
         self._error = self._not_reached = ""
 
     def open(self, heard: Callable[[int, wire.Message | None], None]) -> None:
@@ -127,8 +126,8 @@ class _Workers:
         try:
             running = self._client._run(install, workers=[address], on_error="return")
             answer = (await asyncio.wait_for(running, _CONNECT_S)).get(address)
-        except (OSError, TimeoutError) as error:
-            raise _NotReached(f"the Dask worker {address}, which the scheduler has, does not answer it") from error
+        except OSError as error:  # TimeoutError too
+            answer = error
         if isinstance(answer, OSError):
             raise _NotReached(f"the Dask worker {address}, which the scheduler has, does not answer it") from answer
         if isinstance(answer, BaseException):
@@ -140,9 +139,8 @@ class _Workers:
     async def _connect(self, address: str) -> None:
         from distributed.comm import connect
 
-        arguments = self._client.connection_args
         try:
-            comm = await connect(address, timeout=_CONNECT_S, **arguments)
+            comm = await connect(address, timeout=_CONNECT_S, **self._client.connection_args)
         except OSError as error:
             raise _NotReached(
                 f"this program does not reach the Dask worker {address} ({error}), which the scheduler has; run it "

@@ -140,13 +140,15 @@ class Events:
 
     def cable_cut(self, campaign):
         name = self.chance.choice(self.hosts.names[1:])
-        alone = crew(self.hosts, name)
+        while not (alone := crew(self.hosts, name)):  # it has just been killed, and comes again
+            campaign.wait_for_jobs(1)
         self.hosts.cut(name)
-        campaign.wait_for_jobs(2)
-        gone, left = psutil.wait_procs(alone, timeout=engines.HANGS_S)
-        assert gone, "the crew of a host that is cut off goes on"
-        assert not left
-        self.hosts.heal(name)
+        try:
+            campaign.wait_for_jobs(2)
+            _, left = psutil.wait_procs(alone, timeout=engines.HANGS_S)
+        finally:
+            self.hosts.heal(name)
+        assert not left, "the crew of a host that is cut off goes on"
 
 
 KINDS = ("worker_killed", "node_killed", "host_joined", "cable_cut")
