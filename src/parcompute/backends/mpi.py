@@ -29,6 +29,7 @@ from parcompute.backends.nodes import wire
 from parcompute.backends.nodes.local import Local
 from parcompute.backends.nodes.nodes import Nodes
 from parcompute.backends.nodes.server import Server
+from parcompute.machine.batch import deadline
 
 # The most bytes of one MPI message: many count in 32 bits.
 _PIECE_BYTES = 2**30
@@ -293,6 +294,7 @@ def gather() -> list[int]:
 
 def serve() -> None:
     """Serve rank 0 until its script has ended: what the other ranks do."""
+    deadline.settle()  # the time of a batch job is for rank 0 to heed
     world = _world()
     n_cpus = gather()[world.Get_rank()]
     over = threading.Event()
