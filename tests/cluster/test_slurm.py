@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import parcompute
-from parcompute.backends import base
 from parcompute.record import record
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -160,6 +159,7 @@ def write_long(cluster, n_blocks, block_s):
 # --- submit ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.stress
 def test_an_experiment_on_one_node_ends_with_a_record_and_figures(cluster):
     shutil.copy(EXPERIMENTS / "montecarlo.py", cluster.work)
     asked = ("--preset", "quick", "--backends", "serial,threads", "--rounds", "2")
@@ -175,7 +175,6 @@ def test_an_experiment_on_one_node_ends_with_a_record_and_figures(cluster):
     assert "against the truth" in cluster.logs()
 
 
-@pytest.mark.skipif(not base.known("mpi"), reason="no backend mpi yet")
 def test_an_experiment_on_1_2_and_3_nodes_ends_with_one_merged_record(cluster):
     pytest.importorskip("mpi4py")
     shutil.copy(EXPERIMENTS / "montecarlo.py", cluster.work)
@@ -239,6 +238,7 @@ def test_a_signal_requeues_a_job_which_goes_on_with_the_same_bits(cluster):
     assert "SIGUSR1 has announced the end of the job" in cluster.logs()
 
 
+@pytest.mark.stress
 def test_a_cancelled_job_stays_so(cluster):
     write_long(cluster, 60, 0.25)
     (job,) = cluster.submit("long.py", "--time", "5:00", "--cpus-per-task", "2")
@@ -323,6 +323,7 @@ def test_a_task_of_an_array_that_is_killed_is_named_and_run_again(cluster):
     assert same_bits_as_one_run(cluster, 60) <= 2, cluster.logs()
 
 
+@pytest.mark.stress
 def test_tasks_of_an_array_share_a_sweep(cluster):
     shutil.copy(EXPERIMENTS / "montecarlo.py", cluster.work)
     asked = (
