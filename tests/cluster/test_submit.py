@@ -257,6 +257,7 @@ def test_tasks_share_the_rounds_of_a_sweep(monkeypatch):
         workers, backends, schedules, start_methods = (1,), ("threads",), ("guided",), ("fork",)
         variants, blas_threads, scaling, threads_per_worker = (), (1,), "strong", 1
         rounds, seed, precision, budget, preset = 6, 1, 0.02, None, "quick"
+        nodes, cluster = (1,), None
 
     whole = sweep_of(Chosen, [8], 1)
     shares = []

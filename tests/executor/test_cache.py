@@ -49,9 +49,10 @@ def test_a_job_is_cached(executor, tmp_path):
 def test_a_kernel_is_cached_block_by_block(executor, tmp_path):
     kernel = joblib.Memory(tmp_path, verbose=0).cache(noted, ignore=["path"])
     path = tmp_path / "noted"
+    kernel(X[:1], str(path))  # joblib notes the code of a function with its first call, and two at once forget a result
     for _ in range(2):
         assert np.array_equal(executor.map_blocks(kernel, X, block_items=30, args=(str(path),)), X * 2)
-        assert n_computed(path) == 4
+        assert n_computed(path) == 5
 
 
 def test_a_submitted_call_is_cached(executor, tmp_path):

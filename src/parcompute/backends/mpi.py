@@ -238,8 +238,8 @@ def shares(places: list[tuple[str, tuple[int, ...]]]) -> list[int]:
 
     Examples
     --------
-    >>> shares([("n1", (0, 1, 2, 3)), ("n1", (0, 1, 2, 3)), ("n2", (0, 1))])
-    [2, 2, 2]
+    >>> shares([("n1", (0, 1)), ("n1", (0, 1)), ("n2", (0, 1, 2))])
+    [1, 1, 3]
     """
     from parcompute.machine import limits
 
