@@ -325,7 +325,7 @@ UNITS = {
     "karp-flatt": ("workers", "apparent serial fraction, %"),
     "ledger": ("share of all core-seconds, %", "workers"),
     "timeline": ("time since the call, ", "worker"),
-    "ratios": ("time / time of processes", ""),
+    "ratios": ("time / time of ", ""),
 }
 
 
