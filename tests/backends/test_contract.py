@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from unittest import mock
 
 import cloudpickle
 import numpy as np
@@ -71,7 +72,11 @@ def connected(medium):
     elif medium == "dask":
         distributed = pytest.importorskip("distributed")
         options = {"threads_per_worker": 1, "dashboard_address": ":0", "processes": True}
-        with distributed.LocalCluster(n_workers=2, **options) as cluster, distributed.Client(cluster):
+        with (
+            mock.patch.dict(os.environ),  # Dask sets what its workers shall find, and lets it stand
+            distributed.LocalCluster(n_workers=2, **options) as cluster,
+            distributed.Client(cluster),
+        ):
             with pc.Executor(1, backend="dask") as executor:  # what Dask opens, and starts, once
                 executor.submit(len, ()).result()
             yield

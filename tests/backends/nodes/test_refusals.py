@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import importlib
+import os
 import subprocess
 import sys
 import traceback
 from concurrent.futures.process import BrokenProcessPool
+from unittest import mock
 
 import cloudpickle
 import engines
@@ -26,7 +28,11 @@ pytestmark = pytest.mark.slow
 def cluster():
     distributed = pytest.importorskip("distributed")
     options = {"threads_per_worker": 1, "dashboard_address": ":0", "processes": True}
-    with distributed.LocalCluster(n_workers=2, **options) as cluster, distributed.Client(cluster) as client:
+    with (
+        mock.patch.dict(os.environ),  # Dask sets what its workers shall find, and lets it stand
+        distributed.LocalCluster(n_workers=2, **options) as cluster,
+        distributed.Client(cluster) as client,
+    ):
         with pc.Executor(1, backend="dask", cluster=client) as executor:  # what Dask opens, and starts, once
             executor.submit(len, ()).result()
         yield cluster
