@@ -118,11 +118,13 @@ class Request:
             yield f"export {SCHEDULER_VARIABLE}={file}"
             yield f'rm -f "${SCHEDULER_VARIABLE}"   # of the start before a requeue'
             scheduler = f"{python} -m distributed.cli.dask_scheduler --port 0 --no-dashboard"
-            yield f'{scheduler} --scheduler-file "${SCHEDULER_VARIABLE}" &'
+            # As a step of its own, which Slurm ends with the job: what a script leaves in the background may live on.
+            step = "srun --overlap --nodes=1 --ntasks=1 --cpus-per-task=1"
+            yield f'{step} {scheduler} --scheduler-file "${SCHEDULER_VARIABLE}" &'
             worker = (
                 f"{python} -m distributed.cli.dask_worker --nworkers 1 --nthreads 1 --memory-limit 0 --no-dashboard"
             )
-            yield f'{srun} --kill-on-bad-exit=0 {worker} --scheduler-file "${SCHEDULER_VARIABLE}" &'
+            yield f'{srun} --overlap --kill-on-bad-exit=0 {worker} --scheduler-file "${SCHEDULER_VARIABLE}" &'
             yield f"exec {python} -m parcompute run {command}"
         elif self.engine == "mpi":
             yield f"exec {srun} {python} -m parcompute.mpi -m parcompute run {command}"
