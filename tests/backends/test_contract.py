@@ -72,11 +72,9 @@ def connected(medium):
     elif medium == "dask":
         distributed = pytest.importorskip("distributed")
         options = {"threads_per_worker": 1, "dashboard_address": ":0", "processes": True}
-        with (
-            mock.patch.dict(os.environ),  # Dask sets what its workers shall find, and lets it stand
-            distributed.LocalCluster(n_workers=2, **options) as cluster,
-            distributed.Client(cluster),
-        ):
+        with mock.patch.dict(os.environ):  # Dask sets what its workers shall find, and lets it stand
+            started = distributed.LocalCluster(n_workers=2, **options)
+        with started as cluster, distributed.Client(cluster):
             with pc.Executor(1, backend="dask") as executor:  # what Dask opens, and starts, once
                 executor.submit(len, ()).result()
             yield

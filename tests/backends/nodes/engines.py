@@ -1,6 +1,7 @@
 """What connects the hosts of the tests: a Dask cluster or MPI, and programs on n1 that compute with it."""
 
 import contextlib
+import itertools
 import os
 import pickle
 import shutil
@@ -91,6 +92,9 @@ def environment(**more):
     return {**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONWARNINGS": "error", **more}
 
 
+_n_clusters = itertools.count()
+
+
 class OnDask:
     """A scheduler on n1, and a worker process with its nanny on each host.
 
@@ -102,7 +106,10 @@ class OnDask:
     def __init__(self, hosts, nthreads=2, ahead=None):
         self.hosts, self.nthreads = hosts, nthreads
         self.folder = Path(tempfile.mkdtemp(prefix="dask-"))
-        self.cluster = f"tcp://{hosts.address('n1')}:{hosts.port}"
+        self.port = hosts.port + 10 * next(
+            _n_clusters
+        )  # of one that has just ended, workers may still be looking for it
+        self.cluster = f"tcp://{hosts.address('n1')}:{self.port}"
         self.options = {"backend": "dask", "cluster": self.cluster}
         self.processes = {}
         self.scheduler = self.begin_scheduler()
@@ -113,7 +120,7 @@ class OnDask:
 
     def begin_scheduler(self):
         """Start the scheduler."""
-        where = ("--host", self.hosts.address("n1"), "--port", str(self.hosts.port))
+        where = ("--host", self.hosts.address("n1"), "--port", str(self.port))
         return self._start("n1", "scheduler", *where, "--no-dashboard", "--no-show")
 
     def add_worker(self, host, name=None, before=()):

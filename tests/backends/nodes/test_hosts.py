@@ -100,6 +100,49 @@ def make_files(folder):
         file["x"] = x
 
 
+def test_a_clock_that_is_off_is_set_right(hosts):
+    """n2 has a clock of its own, 5,000 s ahead; what it tells is put on the caller's within the bound that is said.
+
+    Its cluster is one of its own, beside that of the other tests.
+    """
+    pytest.importorskip("distributed")
+
+    def slow(x):
+        time.sleep(0.005)
+        return x.sum()
+
+    def program(options):
+        with pc.Executor(2, **options) as executor:
+            for _ in range(3):
+                before = time.perf_counter_ns()
+                executor.reduce_blocks(slow, np.arange(300.0), block_items=1)
+                after = time.perf_counter_ns()
+            timeline, ledger = executor.timeline, pc.losses(executor.timeline)
+            offsets = {node.host: (node.offset_ns, node.bound_ns) for node in executor.nodes}
+        return before, after, timeline.nodes, timeline.spans, timeline.chunks, offsets, ledger.parts_ns, ledger.total_ns
+
+    with contextlib.closing(engines.OnDask(hosts, ahead={"n2": 5_000})) as dask:
+        before, after, nodes, spans, chunks, offsets, parts_ns, total_ns = dask.run(program)
+    off = {name: offset_ns / 1e9 for name, (offset_ns, _) in offsets.items()}
+    bounds = {name: bound_ns / 1e9 for name, (_, bound_ns) in offsets.items()}
+    # The machine has one clock, so that the true offsets are known.
+    assert abs(off["n2"] + 5_000) <= bounds["n2"]
+    assert abs(off["n1"]) <= bounds["n1"]
+    assert abs(off["n3"]) <= bounds["n3"]
+    assert max(bounds.values()) < 1
+    assert sorted((nodes["offset_ns"] / 1e9).round().astype(int).tolist()) == [-5_000, 0, 0]
+    bound_ns = nodes["bound_ns"][spans["node"]]
+    assert (before <= spans["sent_ns"]).all()
+    assert (spans["sent_ns"] <= spans["arrived_ns"] + bound_ns).all()
+    assert (spans["arrived_ns"] <= spans["finished_ns"]).all()
+    assert (spans["finished_ns"] <= spans["received_ns"] + bound_ns).all()
+    assert (spans["received_ns"] <= after).all()
+    slack = nodes["bound_ns"].max()
+    assert (chunks["started_ns"] >= before - slack).all()
+    assert (chunks["stored_ns"] <= after + slack).all()
+    assert sum(parts_ns.values()) == total_ns
+
+
 def test_three_hosts_compute_the_bits_of_one(engine, hosts, tmp_path):
     make_files(tmp_path)
 
@@ -154,43 +197,3 @@ def test_an_input_is_on_each_cable_once_and_so_are_the_rows(engine, hosts):
     assert 2 * 80 * MIB <= first_out < 2 * 84 * MIB
     assert max(first_in, second_in, second_out, rows_out) < 4 * MIB
     assert rows <= rows_in < 1.05 * rows + 2 * MIB
-
-
-def test_a_clock_that_is_off_is_set_right(hosts):
-    """n2 has a clock of its own, 5,000 s ahead; what it tells is put on the caller's within the bound that is said."""
-    pytest.importorskip("distributed")
-
-    def slow(x):
-        time.sleep(0.005)
-        return x.sum()
-
-    def program(options):
-        with pc.Executor(2, **options) as executor:
-            for _ in range(3):
-                before = time.perf_counter_ns()
-                executor.reduce_blocks(slow, np.arange(300.0), block_items=1)
-                after = time.perf_counter_ns()
-            timeline, ledger = executor.timeline, pc.losses(executor.timeline)
-            offsets = {node.host: (node.offset_ns, node.bound_ns) for node in executor.nodes}
-        return before, after, timeline.nodes, timeline.spans, timeline.chunks, offsets, ledger.parts_ns, ledger.total_ns
-
-    with contextlib.closing(engines.OnDask(hosts, ahead={"n2": 5_000})) as dask:
-        before, after, nodes, spans, chunks, offsets, parts_ns, total_ns = dask.run(program)
-    off = {name: offset_ns / 1e9 for name, (offset_ns, _) in offsets.items()}
-    bounds = {name: bound_ns / 1e9 for name, (_, bound_ns) in offsets.items()}
-    # The machine has one clock, so that the true offsets are known.
-    assert abs(off["n2"] + 5_000) <= bounds["n2"]
-    assert abs(off["n1"]) <= bounds["n1"]
-    assert abs(off["n3"]) <= bounds["n3"]
-    assert max(bounds.values()) < 1
-    assert sorted((nodes["offset_ns"] / 1e9).round().astype(int).tolist()) == [-5_000, 0, 0]
-    bound_ns = nodes["bound_ns"][spans["node"]]
-    assert (before <= spans["sent_ns"]).all()
-    assert (spans["sent_ns"] <= spans["arrived_ns"] + bound_ns).all()
-    assert (spans["arrived_ns"] <= spans["finished_ns"]).all()
-    assert (spans["finished_ns"] <= spans["received_ns"] + bound_ns).all()
-    assert (spans["received_ns"] <= after).all()
-    slack = nodes["bound_ns"].max()
-    assert (chunks["started_ns"] >= before - slack).all()
-    assert (chunks["stored_ns"] <= after + slack).all()
-    assert sum(parts_ns.values()) == total_ns

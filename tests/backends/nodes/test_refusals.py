@@ -28,11 +28,9 @@ pytestmark = pytest.mark.slow
 def cluster():
     distributed = pytest.importorskip("distributed")
     options = {"threads_per_worker": 1, "dashboard_address": ":0", "processes": True}
-    with (
-        mock.patch.dict(os.environ),  # Dask sets what its workers shall find, and lets it stand
-        distributed.LocalCluster(n_workers=2, **options) as cluster,
-        distributed.Client(cluster) as client,
-    ):
+    with mock.patch.dict(os.environ):  # Dask sets what its workers shall find, and lets it stand
+        started = distributed.LocalCluster(n_workers=2, **options)
+    with started as cluster, distributed.Client(cluster) as client:
         with pc.Executor(1, backend="dask", cluster=client) as executor:  # what Dask opens, and starts, once
             executor.submit(len, ()).result()
         yield cluster
