@@ -35,7 +35,7 @@ from parcompute.machine.batch import deadline
 _PIECE_BYTES = 2**30
 
 # Pauses between two looks for messages: none for a moment after the last one, then longer ones.
-_BUSY_S, _SHORT_S, _LONG_S = 0.0005, 5e-5, 1e-3
+_BUSY_S, _SHORT_S, _LONG_S = 0.0, 2e-4, 1e-3
 _SHORT_FOR_S = 0.1
 
 _HEAD, _BUFFER = 1, 2
