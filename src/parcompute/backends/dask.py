@@ -12,7 +12,6 @@ import collections
 import contextlib
 import logging
 import os
-import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -67,7 +66,7 @@ class _Workers:
             n = len(self._links)
             if self._n_nodes is not None and n < self._n_nodes:
                 raise ValueError(f"nodes={self._n_nodes}, but the Dask cluster has {n} workers; scale it up first")
-        except BaseException:
+        except BaseException:  # Ctrl-C too must leave no connection
             self.close()
             raise
         if self._not_reached:
@@ -89,7 +88,7 @@ class _Workers:
         try:
             found = (await asyncio.wait_for(self._client.scheduler.identity(), _CONNECT_S))["workers"]
             self._error = ""
-        except Exception as error:
+        except Exception as error:  # of Dask: the next look may find it again
             if first:
                 raise
             self._error = f"the Dask scheduler does not answer ({type(error).__name__}: {error})"
@@ -116,7 +115,7 @@ class _Workers:
             await self._install(address)
             await self._connect(address)
             return None
-        except Exception as error:
+        except Exception as error:  # of Dask or the worker: told, and no reason to lose the others
             self._error = str(error)
             return error
         finally:
@@ -174,7 +173,7 @@ class _Workers:
         with contextlib.suppress(Exception):  # of a loop that has ended
             self._client.sync(self._hang_up)
         for one in reversed(self._own):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # as above
                 one.close()
 
     async def _hang_up(self) -> None:
@@ -378,17 +377,13 @@ class _Handler:
     async def __call__(self, comm: Any, **_: Any) -> Any:
         from distributed.core import Status
 
-        loop = self._worker.loop
-        gone = threading.Event()
-
         def heard(message: wire.Message | None) -> None:
             if message is None:
-                gone.set()
                 server.close()
             else:
                 server.hear(message)
 
-        link = _Link(comm, heard, loop)
+        link = _Link(comm, heard, self._worker.loop)
         server = Server(link.send, self._worker.state.nthreads)
         link.begin()
         try:

@@ -51,7 +51,9 @@ class Post:
     """
 
     def __init__(self, comm: Any, heard: Callable[[int, wire.Message], None]) -> None:
-        self._comm, self._heard = comm, heard
+        from mpi4py import MPI
+
+        self._mpi, self._comm, self._heard = MPI, comm, heard
         self._waiting: collections.deque[tuple[int, wire.Message]] = collections.deque()
         self._news = threading.Event()
         self._sending: list[tuple[Any, Any]] = []
@@ -102,11 +104,11 @@ class Post:
             head, buffers = wire.pack(message)
             views = [np.frombuffer(buffer, np.uint8) for buffer in buffers]
             framed = np.frombuffer(wire.framed(head, [len(view) for view in views]), np.uint8)
-            requests = [self._comm.Isend([framed, len(framed), self._byte()], rank, _HEAD)]
+            requests = [self._comm.Isend([framed, len(framed), self._mpi.BYTE], rank, _HEAD)]
             for view in views:
                 for at in range(0, len(view), _PIECE_BYTES):
                     piece = view[at : at + _PIECE_BYTES]
-                    requests.append(self._comm.Isend([piece, len(piece), self._byte()], rank, _BUFFER))
+                    requests.append(self._comm.Isend([piece, len(piece), self._mpi.BYTE], rank, _BUFFER))
             self._sending.append((requests, (framed, views)))
             moved = True
         for one in list(self._sending):
@@ -115,25 +117,18 @@ class Post:
                 moved = True
         return moved
 
-    def _byte(self) -> Any:
-        from mpi4py import MPI
-
-        return MPI.BYTE
-
     def _receive(self) -> bool:
-        from mpi4py import MPI
-
-        status = MPI.Status()
-        found = self._comm.Improbe(MPI.ANY_SOURCE, _HEAD, status)
+        status = self._mpi.Status()
+        found = self._comm.Improbe(self._mpi.ANY_SOURCE, _HEAD, status)
         if found is None:
             return False
         rank = status.Get_source()
-        framed = np.empty(status.Get_count(MPI.BYTE), np.uint8)
-        found.Recv([framed, len(framed), MPI.BYTE])
+        framed = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
+        found.Recv([framed, len(framed), self._mpi.BYTE])
         head, sizes = wire.unframed(framed.tobytes())
         buffers = [np.empty(size, np.uint8) for size in sizes]
         requests = [
-            self._comm.Irecv([piece, len(piece), MPI.BYTE], rank, _BUFFER)
+            self._comm.Irecv([piece, len(piece), self._mpi.BYTE], rank, _BUFFER)
             for buffer in buffers
             for piece in (buffer[at : at + _PIECE_BYTES] for at in range(0, len(buffer), _PIECE_BYTES))
         ]

@@ -182,7 +182,7 @@ def _run(
         least = 2 * configuration.n_workers  # where an item is a call, each worker should have had one
         few = min(configuration.n_items, max(least, math.ceil(configuration.n_items * WARM_UP_SHARE)))
         function(executor, few, seed, **asked)
-        nodes = getattr(executor, "nodes", ()) if configuration.backend in ON_NODES else ()
+        nodes = executor.nodes if configuration.backend in ON_NODES else ()
         # Those of a cluster stem from its daemons and are still none of others.
         here = _pids_here(nodes, executor.jobs[-1][0]) if nodes and executor.jobs else ()
         own, n_here = (os.getpid(), *here), len(here) if nodes else configuration.n_workers

@@ -1,5 +1,7 @@
 """Hosts, and what connects them."""
 
+import contextlib
+import importlib
 import os
 import random
 import sys
@@ -39,6 +41,13 @@ def mpi(hosts):
     if engines.MPIEXEC is None:
         pytest.skip("there is no mpiexec of MPICH")
     return engines.OnMPI(hosts)
+
+
+@pytest.fixture(scope="module")
+def files_of_mpi():
+    """Have MPI open its files, which stay open until the program ends, before the first test."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("mpi4py.MPI")
 
 
 @pytest.fixture(scope="module", params=["dask", "mpi"])

@@ -1,8 +1,6 @@
 """What cannot work on several nodes is refused at once, in words that say what to do."""
 
 import asyncio
-import contextlib
-import importlib
 import os
 import subprocess
 import sys
@@ -21,7 +19,7 @@ from parcompute.backends.nodes import facts
 # The programs on the hosts can import the package, but not its tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("files_of_mpi")]
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +32,6 @@ def cluster():
         with pc.Executor(1, backend="dask", cluster=client) as executor:  # what Dask opens, and starts, once
             executor.submit(len, ()).result()
         yield cluster
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _mpi():
-    """Have MPI open its files, which stay open until the program ends, before the first test."""
-    with contextlib.suppress(ImportError):
-        importlib.import_module("mpi4py.MPI")
 
 
 def test_a_missing_extra_is_named(monkeypatch):

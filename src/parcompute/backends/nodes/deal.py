@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from parcompute.backends.base import Trouble, WorkerLost, conclude
 from parcompute.backends.nodes import wire
-from parcompute.backends.nodes.letter import Letter
-from parcompute.backends.nodes.peers import Peer
+from parcompute.backends.nodes.parcel import Parcel
+from parcompute.backends.nodes.peers import Absence, Engine, Peer
 from parcompute.backends.nodes.story import Story
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.outputs import ResultError
@@ -39,9 +39,6 @@ _WAYS, _LEAST_S, _MOST_S, _FIRST_PART = 4, 0.05, 5.0, 32
 
 # The exit status of processes of which nobody can say how they ended, as in the standard library.
 UNKNOWN = 255
-
-# If all nodes are gone, others may come within so many seconds: Dask starts a worker again that was killed.
-NOBODY_S = 10.0
 
 
 @dataclass(eq=False)
@@ -70,13 +67,17 @@ class Deal:
         Of the caller.
     retries : int
         How many nodes one block may cost.
+    engine : Engine
+        Which connects them.
     """
 
-    def __init__(self, peers: dict[int, Peer], number: int, job: Job, arrays: wire.Arrays, retries: int, engine: Any):
+    def __init__(
+        self, peers: dict[int, Peer], number: int, job: Job, arrays: wire.Arrays, retries: int, engine: Engine
+    ) -> None:
         self.inbox: queue.SimpleQueue[tuple[Peer, wire.Message | None]] = queue.SimpleQueue()
-        self._peers, self._number, self._job, self._retries, self._engine = peers, number, job, retries, engine
+        self._peers, self._number, self._job, self._retries = peers, number, job, retries
         self._done = np.zeros(job.plan.n_blocks, np.uint8)
-        self._letter = Letter(job, arrays)
+        self._parcel = Parcel(job, arrays)
         self._unseen: dict[Peer, set[int]] = {}
         self._todo: list[tuple[int, int, int]] = []  # first, stop, attempt
         self._owed: dict[Peer, list[_Sent]] = {}
@@ -88,12 +89,7 @@ class Deal:
         self._finished_ns: dict[Peer, int] = {}  # when a node has finished its last span, on its clock
         self._story = Story()
         self._stopping = self._headless = False
-        self._nobody_since_s: float | None = None
-
-    @property
-    def needed(self) -> dict[bytes, npt.NDArray[Any]]:
-        """The arrays that nodes must have, by digest."""
-        return self._letter.needed
+        self._absence = Absence(engine)
 
     @property
     def n_done(self) -> int:
@@ -111,7 +107,8 @@ class Deal:
             self._enlist(peer)
         self._serve()
         while not self._finished():
-            self._require_somebody()
+            if error := self._absence.too_long(any(not peer.gone for peer in self._owed)):
+                raise error
             signals.look()
             try:
                 peer, message = self.inbox.get(timeout=self._job.look())
@@ -138,18 +135,6 @@ class Deal:
             return None in [f.block for f in self._failures] + [loss.block for loss in self._lost]
         return bool(self._failures or self._lost)
 
-    def _require_somebody(self) -> None:
-        if any(not peer.gone for peer in self._owed):
-            self._nobody_since_s = None
-            return
-        now_s = time.monotonic()
-        self._nobody_since_s = self._nobody_since_s or now_s
-        if now_s - self._nobody_since_s > NOBODY_S:
-            raise WorkerLost(
-                f"no node is left, and none has come within {NOBODY_S:.0f} s: {self._engine.why_nobody()}; "
-                "what has been computed is lost but for a checkpoint"
-            )
-
     def stop(self, *, at_once: bool) -> None:
         """Have the nodes leave the job: after the blocks that they compute, or with their workers."""
         self._stopping = True
@@ -171,10 +156,10 @@ class Deal:
             return
         self._story.enlist(peer)
         self._owed[peer] = []
-        self._unseen[peer] = {i for i, one in enumerate(self._letter.inputs) if one is None}
+        self._unseen[peer] = {i for i, one in enumerate(self._parcel.inputs) if one is None}
         peer.ping()
-        peer.supply(self._letter.needed)
-        peer.send("job", self._number, wire.where(), self._letter.told, self._letter.pickled, self._letter.inputs)
+        peer.supply(self._parcel.needed)
+        peer.send("job", self._number, wire.where(), self._parcel.told, self._parcel.pickled, self._parcel.inputs)
 
     def _serve(self) -> None:
         """Deal spans: one to each node that has none, then a second one."""
@@ -189,7 +174,7 @@ class Deal:
         outputs = self._job.outputs
         shape = (outputs.shape,) if outputs.arrays is not None else None
         sent.with_shape = shape is not None
-        windows = {i: self._letter.rows_of(i, sent.first, sent.stop) for i in self._unseen[peer]}
+        windows = {i: self._parcel.rows_of(i, sent.first, sent.stop) for i in self._unseen[peer]}
         sent.sent_ns = time.perf_counter_ns()
         peer.send("span", self._number, sent.first, sent.stop, shape, windows)
 
@@ -325,8 +310,10 @@ class Deal:
             self._lost.append(error)
             self._after()
 
-    def _on_failed(self, peer: Peer, failure: Failure) -> None:
+    def _on_failed(self, peer: Peer, number: int, failure: Failure) -> None:
         """Take note that a node cannot do its part, and why: a module is not there, memory is short."""
+        if number != self._number:
+            return
         self._owed[peer] = []
         self._failures.append(failure)
         self._after()

@@ -31,8 +31,8 @@ from parcompute.backends.base import (
 )
 from parcompute.backends.broken import Broken
 from parcompute.backends.nodes import facts, wire
-from parcompute.backends.nodes.deal import NOBODY_S, Deal
-from parcompute.backends.nodes.peers import Engine, Peer, Said, Underway
+from parcompute.backends.nodes.deal import Deal
+from parcompute.backends.nodes.peers import Absence, Engine, Peer, Said, Underway
 from parcompute.jobs.job import Job, is_ctrl_c
 from parcompute.jobs.setup import Setup
 from parcompute.machine import signals
@@ -63,10 +63,9 @@ class Nodes(CountsDone, StoresHere):
         self._carried_out: tuple[Plan, Plan] | None = None  # the last plan, and the same as it was carried out
         self._n_jobs = self._n_calls = 0
         self._waiting: collections.deque[Underway] = collections.deque()
-        self._dropped: set[bytes] = set()
-        self._arrays = wire.Arrays(self._dropped.add)
+        self._arrays = wire.Arrays()
         self._closing = self._ended = False
-        self._nobody_since_s = time.monotonic()
+        self._absence = Absence(engine)  # of those who could take calls
         self._events: queue.SimpleQueue[tuple[int, wire.Message | None]] = queue.SimpleQueue()
         setup = options.setup
         self._greeting = pickle.dumps(replace(options, setup=Setup(), cluster=None))
@@ -81,7 +80,7 @@ class Nodes(CountsDone, StoresHere):
         try:
             self._wait(self._are_all_there)
             self._require_like()
-        except BaseException:
+        except BaseException:  # Ctrl-C too must leave no crews on other hosts
             self.kill()
             raise
 
@@ -116,14 +115,12 @@ class Nodes(CountsDone, StoresHere):
 
     def _wait(self, done: Any) -> None:
         """Wait until something is so; an error if there is nobody for too long."""
-        since_s: float | None = None
+        absence = Absence(self._engine)
         with signals.heard(), self._news:
             while not done():
                 signals.look()
-                alive = any(not peer.gone for peer in self._peers.values())
-                since_s = None if alive else since_s or time.monotonic()
-                if since_s is not None and time.monotonic() - since_s > NOBODY_S:
-                    raise WorkerLost(f"there is no node: {self._engine.why_nobody()}")
+                if error := absence.too_long(any(not peer.gone for peer in self._peers.values())):
+                    raise error
                 self._news.wait(signals.LOOK_S)
 
     def wait_until_ready(self) -> int:
@@ -160,7 +157,7 @@ class Nodes(CountsDone, StoresHere):
             self._require_unbroken()
             self._n_jobs += 1
             deal = Deal(self._peers, self._n_jobs, job, self._arrays, self._options.retries, self._engine)
-            self._forget_dropped(deal.needed)
+            self._forget_dropped()
             with self._news:
                 self._deal = deal
             self._running = lambda: deal
@@ -178,13 +175,11 @@ class Nodes(CountsDone, StoresHere):
                 with self._news:
                     self._deal = None
 
-    def _forget_dropped(self, needed: dict[bytes, Any]) -> None:
+    def _forget_dropped(self) -> None:
         """Have the nodes forget arrays that the caller has dropped."""
-        gone = {digest for digest in list(self._dropped) if digest not in needed}
-        self._dropped -= gone
-        self._dropped.difference_update(needed)
-        for peer in list(self._peers.values()):
-            peer.drop(gone)
+        if gone := self._arrays.gone():
+            for peer in list(self._peers.values()):
+                peer.drop(gone)
 
     def _require_usable(self) -> None:
         if self._closing:
@@ -230,15 +225,18 @@ class Nodes(CountsDone, StoresHere):
                     continue
                 self._n_calls += 1
                 peer.calls[self._n_calls] = call
-                self._dropped.difference_update(call.needed)
                 peer.supply(call.needed)
                 peer.send("call", self._n_calls, wire.where(), call.told, call.pickled, call.call.n_calls)
 
     def _answered(self, peer: Peer, number: int, returned: bool, pickled: bytes) -> None:
         with self._news:
             call = peer.calls.pop(number, None)
+            self._news.notify_all()
         if call is not None:
             settle(call.call.future, returned, pickled)
+        del call  # with what it was given
+        with self._news:
+            self._forget_dropped()
         self._hand_out()
 
     # --- the thread that listens ---------------------------------------------------------------------------
@@ -336,12 +334,8 @@ class Nodes(CountsDone, StoresHere):
 
     def _despair(self) -> None:
         """Give up the calls if there has been nobody for too long who could be given them."""
-        now_s = time.monotonic()
-        if self._ready() or not self._has_calls():
-            self._nobody_since_s = now_s
-        elif now_s - self._nobody_since_s > NOBODY_S:
-            why = f"no node is left, and none has come within {NOBODY_S:.0f} s: {self._engine.why_nobody()}"
-            self._give_up_calls(lambda: WorkerLost(why))
+        if error := self._absence.too_long(self._ready() or not self._has_calls()):
+            self._give_up_calls(lambda: error)
 
     def _give_up_calls(self, reason: Callable[[], BaseException | None]) -> None:
         with self._news:

@@ -10,13 +10,16 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from parcompute.backends.base import Call
+from parcompute.backends.base import Call, WorkerLost
 from parcompute.backends.nodes import wire
 from parcompute.jobs.job import Failure
 from parcompute.values.nodes import Node
 
 # Two clocks that are set by the same time server run apart by less than this, in seconds per second.
 DRIFT = 1e-4
+
+# So long is waited for others if all nodes are gone.
+NOBODY_S = 10.0
 
 # So many looks at a clock are remembered.
 _LOOKS = 64
@@ -44,6 +47,25 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Disconnect; the nodes have been asked to quit."""
+
+
+class Absence:
+    """How long there has been nobody.
+
+    If all nodes are gone, others may come: Dask starts a worker again that was killed.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._since_s: float | None = None
+
+    def too_long(self, somebody: object) -> WorkerLost | None:
+        """Return what to raise if there has been nobody for too long, at all looks, of which this is one."""
+        now_s = time.monotonic()
+        self._since_s = None if somebody else self._since_s or now_s
+        if self._since_s is None or now_s - self._since_s <= NOBODY_S:
+            return None
+        return WorkerLost(f"no node is left, and none has come within {NOBODY_S:.0f} s: {self._engine.why_nobody()}")
 
 
 class Clock:

@@ -113,7 +113,11 @@ class Server:
             except BaseException as error:  # the caller must hear of it, whatever it is
                 if self._closed.is_set():
                     break
-                self._reply("failed", Failure.before_blocks(error))
+                failure = _on_host(Failure.before_blocks(error), os.uname().nodename)
+                if kind == "call":
+                    self._reply("result", rest[0], False, pickle.dumps(failure))
+                else:
+                    self._reply("failed", rest[0] if kind in ("job", "span") else -1, failure)
             del rest
             if kind == "quit":
                 break
@@ -154,7 +158,7 @@ class Server:
         except Broken as error:
             self._reply("broken", error.failure)
             return
-        except BaseException as error:
+        except BaseException as error:  # whatever the user's setup raises when it is rebuilt
             self._reply("broken", _on_host(Failure.before_blocks(error), self._host))
             return
         self._pids = self._crew.pids()
@@ -192,7 +196,7 @@ class Server:
         try:
             job: Job = wire.loads(pickled, self._arrays)
         except BaseException as error:  # a module that this host lacks, above all
-            self._reply("failed", _on_host(Failure.before_blocks(error), self._host))
+            self._reply("failed", number, _on_host(Failure.before_blocks(error), self._host))
             return
         opened = tuple(job.inputs[i] if one is ... else self._opened(one) for i, one in enumerate(inputs))
         if unseen := [i for i, one in enumerate(opened) if one is None]:
@@ -274,7 +278,7 @@ class Server:
                 try:
                     self._reply("result", number, True, pickling.dumps_back(done.result()))
                     return
-                except BaseException as unpicklable:
+                except BaseException as unpicklable:  # whatever its __reduce__ raises
                     error = unpicklable
             failure = Failure.before_blocks(error)
             if isinstance(error.__cause__, RemoteTraceback):
@@ -284,7 +288,7 @@ class Server:
         future.add_done_callback(settled)
         try:
             function, args, kwargs = wire.loads(pickled, self._arrays)
-        except BaseException as error:
+        except BaseException as error:  # whatever the class of an argument raises; the caller hears of it
             future.set_exception(error)
             return
         self._crew.submit(Call(future, function, args, kwargs, n_calls, spans.Abroad(told)))

@@ -9,13 +9,14 @@ An array is known by its content and not by its place: the caller may write to i
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import os
 import pickle
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -158,16 +159,10 @@ def loads(pickled: bytes, arrays: Mapping[bytes, npt.NDArray[Any]]) -> Any:
 
 
 class Arrays:
-    """The arrays of a caller that nodes may have, by content.
+    """The arrays of a caller that nodes may have, by content."""
 
-    Parameters
-    ----------
-    gone : callable
-        Called with a digest when the caller has dropped the last array of that content, or has written to it.
-    """
-
-    def __init__(self, gone: Callable[[bytes], None]) -> None:
-        self._gone = gone
+    def __init__(self) -> None:
+        self._left: collections.deque[bytes] = collections.deque()  # digests of which there may be no array any more
         self._lock = threading.Lock()
         self._digests: dict[int, bytes] = {}  # of the arrays that live, by their id
         self._holders: dict[bytes, set[int]] = {}
@@ -217,6 +212,11 @@ class Arrays:
                     self._constant.add(id(array))
         return Kept(digest, array.shape, array.dtype)
 
+    def gone(self) -> set[bytes]:
+        """Return the digests of which the caller has dropped, or written to, the last array since this was asked."""
+        left = {self._left.popleft() for _ in range(len(self._left))}
+        return {digest for digest in left if digest not in self._holders}
+
     def _dropped(self, number: int) -> None:
         digest = self._digests.pop(number, None)  # one step each: a collection may come at any line
         self._constant.discard(number)
@@ -228,7 +228,7 @@ class Arrays:
         holders.discard(number)
         if not holders:
             self._holders.pop(digest, None)
-            self._gone(digest)
+            self._left.append(digest)
 
 
 def _is_constant(array: Any) -> bool:
@@ -277,7 +277,10 @@ def is_fortran(array: npt.NDArray[Any]) -> bool:
 def from_bytes(content: npt.NDArray[np.uint8], shape: tuple[int, ...], dtype: Any, fortran: bool) -> Any:
     """Return the array of `as_bytes` in shared memory of this host."""
     order: Any = "F" if fortran else "C"
-    array = shared.SharedArray.empty(shape, dtype, order)
+    try:
+        array: Any = shared.SharedArray.empty(shape, dtype, order)
+    except shared.SharedMemoryFull:  # whoever sends it to the crew says so, in the place of the job that needs it
+        array = np.empty(shape, dtype, order)
     as_bytes_view = (array.T if fortran else array).reshape(-1).view(np.uint8)
     as_bytes_view[:] = content
     array.flags.writeable = False

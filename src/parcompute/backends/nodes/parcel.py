@@ -15,7 +15,7 @@ from parcompute.memory import sources
 from parcompute.memory.tables import Table
 
 
-class Letter:
+class Parcel:
     """A job on its way.
 
     Attributes
