@@ -270,6 +270,27 @@ def test_tasks_share_the_rounds_of_a_sweep(monkeypatch):
     assert sweep_of(Chosen, [8], 1).n_rounds == 8
 
 
+def test_following_goes_on_when_the_controller_does_not_answer(monkeypatch):
+    def asked(*_):
+        answer = next(answers)
+        return subprocess.CompletedProcess((), *answer)
+
+    answers = iter(
+        [
+            (0, "1|RUNNING|1:00|n1\n", ""),
+            (1, "", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"),
+            (0, "1|RUNNING|1:00|n1\n", ""),
+            (1, "", "slurm_load_jobs error: Invalid job id specified"),
+        ]
+    )
+    monkeypatch.setattr(slurm, "_run", asked)
+    monkeypatch.setattr(slurm.time, "sleep", lambda pause_s: None)
+    shown = []
+    slurm.follow(["1"], shown.append)
+    assert [[state.state for state in states] for states in shown] == [["RUNNING"]] * 3
+    assert list(answers) == []
+
+
 def test_following_ends_when_all_have_ended_and_asks_rarely(monkeypatch):
     answers = [
         [("1", "PENDING")],

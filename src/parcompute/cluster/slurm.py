@@ -25,6 +25,9 @@ _OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
 }  # fmt: skip
 
+# What squeue says if it knows none of the jobs any more.
+_FORGOTTEN = "Invalid job id"
+
 
 class SlurmError(RuntimeError):
     """There is no Slurm, or one of its commands has refused; the message is its own."""
@@ -92,8 +95,16 @@ def cancel(ids: Sequence[str]) -> None:
 
 
 def states(ids: Sequence[str]) -> list[State]:
-    """Return what is known of jobs; those that Slurm has forgotten are not in it."""
+    """Return what is known of jobs; those that Slurm has forgotten are not in it.
+
+    Raises
+    ------
+    SlurmError
+        If it does not answer.
+    """
     answer = _run("squeue", "--noheader", "--states=all", f"--jobs={','.join(ids)}", "--format=%i|%T|%L|%R")
+    if answer.returncode and _FORGOTTEN not in answer.stderr:
+        raise SlurmError(_last_words(answer.stderr))
     found = []
     for line in answer.stdout.splitlines():
         parts = line.strip().split("|", 3)
@@ -114,7 +125,10 @@ def follow(ids: Sequence[str], show: Callable[[Sequence[State]], None]) -> list[
             return last
         time.sleep(pause_s)
         pause_s = min(_SLOWER * pause_s, _LONGEST_S)
-        now = states(ids)
+        try:
+            now = states(ids)
+        except SlurmError:  # its controller is started anew, or is busy: the jobs go on meanwhile
+            continue
         # What Slurm has forgotten has ended some minutes ago.
         known = {state.id for state in now}
         last = [*now, *(state for state in last if state.state in _OVER and state.id not in known)] if now else last
