@@ -16,6 +16,10 @@ def main(arguments: list[str]) -> None:
     """Run a script, or with ``-m`` a module, as rank 0; serve it as any other rank."""
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.exit("usage: mpiexec -n N python -m parcompute.mpi (SCRIPT | -m MODULE) [ARGUMENTS]")
+    if arguments[0] != "-m" and not os.path.isfile(arguments[0]):
+        sys.exit(f"parcompute.mpi: there is no file {arguments[0]}; pass a script, or -m and a module")
+    if arguments == ["-m"]:
+        sys.exit("parcompute.mpi: -m has no module; pass its name")
     from parcompute.backends import mpi
 
     if mpi.rank() != 0:
