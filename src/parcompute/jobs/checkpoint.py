@@ -37,6 +37,7 @@ from parcompute.jobs.schedule import DONE
 from parcompute.machine import atomic
 from parcompute.machine.batch import deadline, tasks
 from parcompute.machine.batch.tasks import Part, files_of_parts
+from parcompute.values.blocks import runs
 
 # Work of half a second is no loss. Keeping may cost one part in twenty of the time, then it is done less often.
 EVERY_S, COST = 0.5, 19
@@ -345,9 +346,8 @@ class _Keeper:
                 self.saved[index] = True
             if index in outputs.odd or not arrays:
                 new[index] = False
-        edges = np.flatnonzero(np.diff(new.astype(np.int8), prepend=0, append=0))
         n_most = self._file.blocks_per_record
-        for first, last in edges.reshape(-1, 2).tolist():
+        for first, last in runs(new):
             for start in range(first, last, n_most):
                 stop = min(start + n_most, last)
                 self._file.append_rows(arrays, outputs.span(start, stop), start, stop)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parcompute.memory import sources
+from parcompute.values.blocks import runs
 
 # The rows of a chunk of more bytes are not held until all of them are there.
 _HELD_BYTES = 2**26
@@ -68,9 +69,8 @@ class DatasetTarget(Target):
         self._rows = dataset.chunks[0] if dataset.chunks else 1
         if self._rows * row_bytes > _HELD_BYTES:
             self._rows = 1
-        self._held: dict[
-            int, tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]
-        ] = {}  # by chunk: rows, and which are there
+        # By chunk: rows, and which are there.
+        self._held: dict[int, tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,8 +111,7 @@ class DatasetTarget(Target):
         """Write what is held back."""
         with self._lock:
             for chunk, (held, there) in self._held.items():
-                edges = np.flatnonzero(np.diff(there.astype(np.int8), prepend=0, append=0))
-                for first, stop in edges.reshape(-1, 2).tolist():
+                for first, stop in runs(there):
                     self._array[chunk * self._rows + first : chunk * self._rows + stop] = held[first:stop]
             self._held.clear()
 

@@ -336,6 +336,18 @@ class Plan:
         )
 
 
+def runs(wanted: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return the runs of True: the place of the first, and the one behind the last.
+
+    Examples
+    --------
+    >>> runs(np.array([True, False, True, True]))
+    [(0, 1), (2, 4)]
+    """
+    edges = np.flatnonzero(np.diff(wanted.astype(np.int8), prepend=0, append=0))
+    return list(zip(edges[0::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
 def whole(name: str, value: Any, *, at_least: int) -> int:
     """Return `value` as an int, or say what it should have been.
 

@@ -27,6 +27,7 @@ from parcompute.jobs.job import Job, Keeper
 from parcompute.jobs.pickling import CannotTravel
 from parcompute.jobs.schedule import NO_BLOCK, WAITING, written
 from parcompute.memory import leases, shared, sources
+from parcompute.values.blocks import runs
 from parcompute.values.timeline import Timeline
 
 _NOT_YET = probe.Verdict("threads", "the job has ended before it was clear whether it lets go of the lock")
@@ -228,8 +229,7 @@ def _move(job: Job, done: npt.NDArray[np.bool_], processes: Processes) -> None:
         return old if processes.reaches(old := next(left)) else processes.allocate(shape, dtype)
 
     outputs.allocate(outputs.shape, moved)
-    edges = np.flatnonzero(np.diff(done.astype(np.int8), prepend=0, append=0))
     for old, new in zip(before, outputs.arrays or (), strict=True):
-        for first, stop in edges.reshape(-1, 2).tolist() if new is not old else ():
+        for first, stop in runs(done) if new is not old else ():
             rows = outputs.span(first, stop)
             new[rows] = old[rows]

@@ -10,12 +10,10 @@ from __future__ import annotations
 import pickle
 import queue
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from parcompute.backends.base import Trouble, WorkerLost, conclude
 from parcompute.backends.nodes import wire
@@ -26,7 +24,7 @@ from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.outputs import ResultError
 from parcompute.jobs.schedule import DONE, FAILED, WAITING
 from parcompute.machine import signals
-from parcompute.values.blocks import Plan
+from parcompute.values.blocks import Plan, runs
 from parcompute.values.timeline import Timeline
 
 # Spans that a node has at a time: the next one is there when it has computed one.
@@ -101,7 +99,7 @@ class Deal:
     def run(self) -> None:
         """Have every block computed, or the job given up."""
         self._job.follow(self._done, every_s=0.0, stop=self._leave)
-        self._todo = [(first, stop, 0) for first, stop in _runs(self._done == WAITING)]
+        self._todo = [(first, stop, 0) for first, stop in runs(self._done == WAITING)]
         self.submitted_ns = time.perf_counter_ns()
         for peer in list(self._peers.values()):
             self._enlist(peer)
@@ -206,8 +204,8 @@ class Deal:
 
     def _take_back(self, first: int, stop: int, attempt: int) -> None:
         """Deal the blocks of a span again that are not done."""
-        runs = _runs(self._done[first:stop] == WAITING)
-        self._todo[:0] = [(first + begin, first + end, attempt) for begin, end in runs]
+        left = runs(self._done[first:stop] == WAITING)
+        self._todo[:0] = [(first + begin, first + end, attempt) for begin, end in left]
 
     # --- what nodes say ------------------------------------------------------------------------------------
 
@@ -267,7 +265,7 @@ class Deal:
                 return
         done = came["done"]
         if outputs.arrays is not None and came["shape"] is not None:
-            for a, b in _runs(done == DONE):
+            for a, b in runs(done == DONE):
                 into, out_of = outputs.span(first + a, first + b), outputs.span(a, b)
                 for target, rows in zip(outputs.stored or (), came["arrays"], strict=True):
                     target[into] = rows[out_of]
@@ -358,9 +356,3 @@ class Deal:
         """Return, or raise, what `parcompute.backends.base.Backend.run` does."""
         troubles = conclude(self._job, self._failures, self._lost)
         return self._story.timeline(self._job.plan, called_ns, self.submitted_ns, self.completed_ns), troubles
-
-
-def _runs(wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Yield the runs of True: first, and one behind the last."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8)))
-    return iter(list(zip(edges[0::2].tolist(), edges[1::2].tolist(), strict=True)))
