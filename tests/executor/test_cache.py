@@ -24,10 +24,16 @@ def executor(request):
         yield executor
 
 
-def noted(x, path):
-    with open(path, "a") as file:
-        file.write("computed\n")
-    return x * 2
+@pytest.fixture
+def noted():
+    """A function that notes its calls in a file: a new one for each cache, since joblib notes its code once a process."""
+
+    def noted(x, path):
+        with open(path, "a") as file:
+            file.write("computed\n")
+        return x * 2
+
+    return noted
 
 
 def n_computed(path):
@@ -46,7 +52,7 @@ def test_a_job_is_cached(executor, tmp_path):
     assert calls == [2, 3]
 
 
-def test_a_kernel_is_cached_block_by_block(executor, tmp_path):
+def test_a_kernel_is_cached_block_by_block(executor, noted, tmp_path):
     kernel = joblib.Memory(tmp_path, verbose=0).cache(noted, ignore=["path"])
     path = tmp_path / "noted"
     kernel(X[:1], str(path))  # joblib notes the code of a function with its first call, and two at once forget a result
@@ -55,10 +61,20 @@ def test_a_kernel_is_cached_block_by_block(executor, tmp_path):
         assert n_computed(path) == 5
 
 
-def test_a_submitted_call_is_cached(executor, tmp_path):
+def test_a_submitted_call_is_cached(executor, noted, tmp_path):
     call = joblib.Memory(tmp_path, verbose=0).cache(noted, ignore=["path"])
     path = tmp_path / "noted"
     for _ in range(2):
         assert executor.submit(call, 21, str(path)).result() == 42
         assert list(executor.map(call, [21], [str(path)])) == [42]
     assert n_computed(path) == 1
+
+
+def test_what_threads_have_cached_workers_find(noted, tmp_path):
+    kernel = joblib.Memory(tmp_path, verbose=0).cache(noted, ignore=["path"])
+    path = tmp_path / "noted"
+    kernel(X[:1], str(path))
+    for backend in ("threads", "processes"):
+        with pc.Executor(2, backend=backend) as executor:
+            executor.map_blocks(kernel, X, block_items=30, args=(str(path),))
+    assert n_computed(path) == 5
