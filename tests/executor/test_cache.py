@@ -26,7 +26,7 @@ def executor(request):
 
 @pytest.fixture
 def noted():
-    """A function that notes its calls in a file: a new one for each cache, since joblib notes its code once a process."""
+    """A function that notes its calls in a file, new for each cache: joblib notes its code once in a process."""
 
     def noted(x, path):
         with open(path, "a") as file:
