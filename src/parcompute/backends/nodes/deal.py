@@ -83,8 +83,7 @@ class Deal:
         self._lost_by_node = np.zeros(0, np.uint8)  # how many nodes each block has cost, once one has
         self._failures: list[Failure] = []
         self._lost: list[WorkerLost] = []
-        self._rates: dict[Peer, float] = {}  # blocks per second
-        self._finished_ns: dict[Peer, int] = {}  # when a node has finished its last span, on its clock
+        self._rates: dict[Peer, float] = {}  # blocks per second, of its workers while they compute
         self._story = Story()
         self._stopping = self._headless = False
         self._absence = Absence(engine)
@@ -286,9 +285,9 @@ class Deal:
             if trouble.block is not None:
                 self._done[trouble.block.index] = FAILED
         self._story.tell(peer, first, stop, sent.attempt, sent.sent_ns, came)
-        begun_ns = max(came["arrived_ns"], self._finished_ns.get(peer, 0))
-        self._finished_ns[peer] = came["finished_ns"]
-        self._rates[peer] = (stop - first) / max(1e-9, (came["finished_ns"] - begun_ns) / 1e9)
+        if len(chunks := came["chunks"]):  # what it takes to begin a span is not to make the next one short
+            took_ns = int(chunks["stored_ns"].max() - chunks["started_ns"].min())
+            self._rates[peer] = (stop - first) / max(1e-9, took_ns / 1e9)
         if not self._over:
             self._take_back(first, stop, sent.attempt)
         self._job.look()
