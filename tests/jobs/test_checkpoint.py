@@ -794,9 +794,8 @@ def test_a_large_result_is_written_in_several_records(serial, path, calls, monke
 
 # --- kill -9 -----------------------------------------------------------------------------------------------
 
-# Runs a job in a child that it kills: twice at any moment from the start on, and then some milliseconds after so many
-# blocks were marked, until some kill came in the middle; then runs it to its end. Prints what each run found finished
-# and what it called.
+# Runs a job in a child that it kills: twice at any moment from the start on, and twice some milliseconds after so many
+# blocks were marked; then runs it to its end. Prints what each run found finished and what it called.
 KILLED = """
 import hashlib, json, os, pickle, select, signal, sys, time
 import numpy as np
@@ -807,8 +806,8 @@ from parcompute.jobs import checkpoint, checkpoint_file
 
 checkpoint.EVERY_S, checkpoint.COST = 0.004, 1
 folder, verb, options, seed = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
-path, log, answer = (os.path.join(folder, name) for name in ("job.h5", "calls", "answer"))
-N = 60
+path, log, answer, go = (os.path.join(folder, name) for name in ("job.h5", "calls", "answer", "go"))
+N, HELD, SURE = 60, 50, 40
 x = np.random.default_rng(1).standard_normal(N * 1000)
 
 def noted(block):
@@ -816,7 +815,7 @@ def noted(block):
     os.write(fd, block.index.to_bytes(8, "little"))
     os.close(fd)
     time.sleep(0.002)  # the work
-    while block.index >= 30 and not os.path.exists(path):  # a slow disk must not let the job end before it is kept
+    while block.index >= HELD and not os.path.exists(go):  # a job that is to be killed must not end before
         time.sleep(0.001)
 
 def rows(x, block, rng):
@@ -883,17 +882,15 @@ def attempt(kill_after):
     runs.append((before, calls()))
 
 rng = np.random.default_rng(seed)
-Path(path).touch()
+Path(go).touch()
 with pc.Executor(backend="serial") as ex:
     expected = digest(job(ex))
-Path(path).unlink()
-runs, kills, in_the_middle, ANY_MOMENT, NEVER = [], 0, False, -1, 0
-while kills < 4 or not in_the_middle and kills < 20:
-    if len(finished()) == N:  # the kill came too late: once more from the beginning
-        os.unlink(path)
-    attempt(ANY_MOMENT if kills < 2 else len(finished()) + int(rng.integers(1, 20)))
-    kills += 1
+os.unlink(go)
+runs, in_the_middle, ANY_MOMENT, NEVER = [], False, -1, 0
+for kill in range(4):
+    attempt(ANY_MOMENT if kill < 2 else min(len(finished()) + int(rng.integers(1, 20)), SURE))
     in_the_middle |= 0 < len(finished()) < N
+Path(go).touch()
 attempt(NEVER)
 print(json.dumps([runs, in_the_middle, expected, Path(answer).read_text(), len(finished())]))
 """
@@ -926,4 +923,4 @@ def test_a_killed_job_continues_with_the_blocks_that_are_missing(tmp_path, verb,
         assert len(calls) == len(set(calls))
     before, calls = runs[-1]
     assert sorted(calls) == sorted(set(range(60)) - set(before))
-    assert set(os.listdir(tmp_path)) - {"calls"} == {"answer", "job.h5"}
+    assert set(os.listdir(tmp_path)) - {"calls"} == {"answer", "go", "job.h5"}
