@@ -88,6 +88,19 @@ def test_a_job_with_other_arrays_of_the_same_form_has_the_same_program(executor)
     assert key_of(executor) == key
 
 
+def test_a_job_that_is_cut_otherwise_has_the_same_program(executor):
+    def squares(x, *, block):
+        return np.full((len(x), len(x)), block.index)
+
+    x, keys = np.arange(12), set()
+    for block_items in (3, 4, 3, 2):
+        got = executor.map_blocks(squares, x, block_items=block_items)
+        assert got.shape == (12, block_items)
+        assert np.array_equal(got[:, 0], x // block_items)
+        keys.add(key_of(executor))
+    assert len(keys) == 1
+
+
 def test_each_job_has_its_own_seed(executor):
     kernel = by_value(lambda block, rng: rng.random())
     values = [total(executor, kernel, seed=seed) for seed in (1, 2, 1)]

@@ -59,8 +59,8 @@ def find(value: Any, cannot: Callable[[Any], Exception | None]) -> str:
 
     Parameters
     ----------
-    value : Job or tuple
-        A job, or function, args and kwargs of a call.
+    value : Job, tuple or list
+        A job; function, args and kwargs of a call; or what has no names of its own.
     cannot : callable
         Returns why something cannot be pickled; None if it can.
 
@@ -69,6 +69,8 @@ def find(value: Any, cannot: Callable[[Any], Exception | None]) -> str:
     str
         The variable, its kind, the reason, and what to do instead; empty if no variable is to blame.
     """
+    if isinstance(value, list):
+        return ""
     function, args, kwargs = value if isinstance(value, tuple) else (value.kernel, value.args, value.kwargs)
     parts: dict[str, Any] = {f"args[{n}]": arg for n, arg in enumerate(args)}
     parts |= {f"kwargs[{name!r}]": arg for name, arg in kwargs.items()}

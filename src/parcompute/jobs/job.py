@@ -8,7 +8,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any, Protocol
 
@@ -196,11 +196,16 @@ class Job:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "keeper": None, "world": None}
 
-    def again(self, inputs: tuple[Any, ...], seed: int | None) -> Job:
-        """Return the same with other inputs and another seed, and no arrays of the output yet."""
-        outputs, job = object.__new__(type(self.outputs)), object.__new__(Job)  # a fifth of the time of `replace`
-        outputs.__dict__.update(self.outputs.__getstate__())
-        job.__dict__.update(self.__dict__, inputs=inputs, seed=seed, outputs=outputs)
+    @property
+    def program(self) -> Job:
+        """What other jobs may share with it, whatever they compute on and are cut into; see `again`."""
+        return replace(self, inputs=(), seed=None, plan=None, outputs=None)  # type: ignore[arg-type]
+
+    def again(self, inputs: tuple[Any, ...], seed: int | None, plan: Plan, outputs: Rows | Partials) -> Job:
+        """Return a job of the same program; its outputs are like those given, and have no arrays yet."""
+        fresh, job = object.__new__(type(outputs)), object.__new__(Job)  # a fifth of the time of `replace`
+        fresh.__dict__.update(outputs.__getstate__())
+        job.__dict__.update(self.__dict__, inputs=inputs, seed=seed, plan=plan, outputs=fresh)
         return job
 
     @property
@@ -327,10 +332,7 @@ class _InCOrder:
 
 @dataclass(frozen=True, eq=False)
 class Failure:
-    """A failed block, in words, with the exception itself where that can be had.
-
-    It always travels: an exception that cannot be pickled, or not be rebuilt, arrives as text.
-    """
+    """A failed block, in words, with the exception itself unless that could not travel."""
 
     block: Block | None
     kernel: str

@@ -53,7 +53,7 @@ class Desk:
     def walk(
         self,
         number: int,
-        parcel: tuple[int, bytes, bytes, int | None, bool],
+        parcel: tuple[int, bytes, bytes, bytes, int | None, bool],
         told: bytes | None,
         arrays: bytes | None,
         pass_: Any,
@@ -68,7 +68,8 @@ class Desk:
             with segments.holding():
                 self._open(number, parcel, told, arrays)
                 self.board = self._known(board, Board.attached)
-            walked = Pass(pass_number, n_chunks, self.program.plan, lost, alone)
+            assert self.job is not None
+            walked = Pass(pass_number, n_chunks, self.job.plan, lost, alone)
             keep_to(self.cpus)
         except BaseException as error:  # say what cannot be had here; the job cannot run on any worker
             self._send("failed", number, Failure.before_blocks(error))
@@ -89,7 +90,7 @@ class Desk:
         exits.flush()
         self._end(number, parcel)
 
-    def _end(self, number: int, parcel: tuple[int, bytes, bytes, int | None, bool]) -> None:
+    def _end(self, number: int, parcel: tuple[int, bytes, bytes, bytes, int | None, bool]) -> None:
         if not parcel[-1]:  # whoever has the result may write to the files that were its inputs
             self.forget(set())
         self._send("end", number)
@@ -97,25 +98,26 @@ class Desk:
     def _open(
         self,
         number: int,
-        parcel: tuple[int, bytes, bytes, int | None, bool],
+        parcel: tuple[int, bytes, bytes, bytes, int | None, bool],
         told: bytes | None,
         arrays: bytes | None,
     ) -> None:
         """Have the job of a `parcompute.backends.processes.parcels.Parcel`, as far as it is not here already."""
-        key, program, data, seed, stays = parcel
+        key, program, cut, data, seed, stays = parcel
         if number != self.number:
             self.number = -1
             world.arrive(told)
-            if self.opened != (key, data, seed, arrays):
+            if self.opened != (key, cut, data, seed, arrays):
                 self.job = self.opened = None
                 if key != self.key:
                     self.key, self.program = -1, None
                     self.key, self.program = key, pickling.loads(program)
-                self.job = self.program.again(tuple(self._known(data, pickling.loads, stays)), seed)
+                plan, outputs = self._known(cut, pickling.loads, stays)
+                self.job = self.program.again(tuple(self._known(data, pickling.loads, stays)), seed, plan, outputs)
             self.number, self.told = number, told
         if self.opened is None and arrays is not None:
             self._attach(arrays)
-            self.opened = (key, data, seed, arrays) if stays else None
+            self.opened = (key, cut, data, seed, arrays) if stays else None
 
     def _known(self, pickled: bytes, loads: Callable[[bytes], Any], stays: bool = True) -> Any:
         """Return what is unpickled, the same objects as a few jobs before."""

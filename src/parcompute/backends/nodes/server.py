@@ -51,6 +51,7 @@ class Server:
         self._crew: Processes | None = None
         self._arrays: dict[bytes, npt.NDArray[Any]] = {}
         self._jobs: dict[int, tuple[Job, tuple[Any, ...]]] = {}
+        self._unpickled: tuple[bytes, Job | None] = b"", None  # the last job: the next one may be the same again
         self._pids: tuple[int, ...] = ()  # of its workers, as the caller knows them
         self._stopped: dict[int, bool] = {}  # jobs of which no further span is wanted, and whether at once
         self._supplied_ns = 0  # when what the last message brought was in its place
@@ -127,6 +128,7 @@ class Server:
                 self._crew.kill()
         self._arrays.clear()
         self._jobs.clear()
+        self._unpickled = b"", None
 
     def _reply(self, *message: Any) -> None:
         if not self._closed.is_set():
@@ -186,6 +188,7 @@ class Server:
             self._arrays[digest] = wire.from_bytes(np.frombuffer(content, np.uint8), shape, dtype, fortran)
 
     def _on_drop(self, _: int, digests: list[bytes]) -> None:
+        self._unpickled = b"", None  # it may hold some of them
         for digest in digests:
             self._arrays.pop(digest, None)
 
@@ -194,10 +197,14 @@ class Server:
     ) -> None:
         find_modules(*where)
         try:
-            job: Job = wire.loads(pickled, self._arrays)
+            if pickled != self._unpickled[0]:
+                self._unpickled = b"", None
+                self._unpickled = pickled, wire.loads(pickled, self._arrays)
+            job = self._unpickled[1]
         except BaseException as error:  # a module that this host lacks, above all
             self._reply("failed", number, _on_host(Failure.before_blocks(error), self._host))
             return
+        assert job is not None
         opened = tuple(job.inputs[i] if one is ... else self._opened(one) for i, one in enumerate(inputs))
         if unseen := [i for i, one in enumerate(opened) if one is None]:
             self._reply("unseen", number, unseen)

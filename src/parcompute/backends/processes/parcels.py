@@ -1,7 +1,8 @@
-"""How a job travels: in two parts, of which one that is as it was in the job before is not pickled again.
+"""How a job travels: in three parts, of which one that is as it was in the job before is not pickled again.
 
-    program   kernel, arguments, plan, kind of output ── the same as before? ──► the number by which workers know it
-    data      inputs; and the output's arrays         ── the same arrays?    ──► the same bytes, by which they do
+    program   kernel, arguments                ── the same as before? ──► the number by which workers know it
+    cut       plan, kind of output             ── the same plan?      ──► the same bytes, by which they do
+    data      inputs; and the output's arrays  ── the same arrays?    ──► the same bytes, by which they do
 
 An iterative solver asks for the same job a thousand times: to pickle a function by value takes longer than its blocks.
 """
@@ -12,7 +13,6 @@ import collections
 import functools
 import weakref
 from collections.abc import Iterator
-from dataclasses import replace
 from types import BuiltinFunctionType, CodeType, EllipsisType, FunctionType, ModuleType, NoneType
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ class Parcel(NamedTuple):
     ----------
     key : int
         Of the program: a worker that has unpickled the one with this number need not do so again.
-    program, data : bytes
+    program, cut, data : bytes
         By `parcompute.jobs.pickling.dumps`.
     seed : int or None
         Of its random streams.
@@ -57,6 +57,7 @@ class Parcel(NamedTuple):
 
     key: int
     program: bytes
+    cut: bytes
     data: bytes
     seed: int | None
     stays: bool
@@ -68,7 +69,8 @@ class Parcels:
     def __init__(self) -> None:
         self._key = 0
         self._known: tuple[Any, ...] | None = None  # what the program consists of, where that can be compared
-        self._program = b""
+        self._program = self._cut = b""
+        self._cut_is: tuple[Any, ...] = ()  # the plan, and what is known of the output
         self._data: dict[tuple[Any, ...], bytes] = {}  # by where the inputs lie
         self._placed: collections.deque[tuple[Any, ...]] = collections.deque(maxlen=_REMEMBERED)
         self._shape: Any = None  # of a result of this program
@@ -107,11 +109,16 @@ class Parcels:
         keep_alive: list[Any] = []
         known = _known(job, keep_alive)
         if known is None or known != self._known:
-            self._known, self._varies, self._last = None, False, None
-            self._forget_shape()
+            self._known, self._cut_is = None, ()
             self._key += 1
-            self._program, keep_alive = pickling.dumps(replace(job, inputs=(), seed=None), f"kernel {job.name}")
+            self._program, keep_alive = pickling.dumps(job.program, f"kernel {job.name}")
             self._known = known
+        if self._cut_is != (cut_is := (job.plan, job.outputs.kind)):
+            self._cut_is, self._varies, self._last = (), False, None
+            self._forget_shape()
+            self._cut, more = pickling.dumps([job.plan, job.outputs], f"the output of kernel {job.name}")
+            keep_alive += more
+            self._cut_is = cut_is
         places = tuple(map(self._place, job.inputs))
         data = self._data.get(places)
         if data is None:
@@ -122,7 +129,7 @@ class Parcels:
         keep_alive += job.inputs
         arrays = *job.inputs, *(job.outputs.arrays or ())
         stays = self._known is not None and not any(map(sources.lies_in_file, arrays))
-        return Parcel(self._key, self._program, data, job.seed, stays), keep_alive
+        return Parcel(self._key, self._program, self._cut, data, job.seed, stays), keep_alive
 
     def _place(self, array: Any) -> Any:
         """Return where an input lies: what was found for the same array before, if it is one of the last few."""
@@ -215,7 +222,7 @@ def _known(job: Job, keep_alive: list[Any]) -> tuple[Any, ...] | None:
         parts = _Parts(keep_alive).of((job.kernel, job.args, dict(job.kwargs)))
     except _Untold:
         return None
-    asked = job.plan, job.asks, job.keep_going, job.block_timeout_s, job.outputs.kind
+    asked = job.asks, job.keep_going, job.block_timeout_s
     return (parts, *asked, inputs, modules.news())
 
 
