@@ -77,7 +77,7 @@ def _kind_of(job: Job) -> Hashable:
 
     The size of a block is of it: NumPy lets go of the lock for the eigenvalues of several matrices, and not for one.
     """
-    shapes = tuple((array.shape[1:], str(array.dtype)) for array in job.inputs if isinstance(array, np.ndarray))
+    shapes = tuple((array.shape[1:], array.dtype) for array in job.inputs if isinstance(array, np.ndarray))
     return _code_of(job.kernel), job.plan.block_items, shapes
 
 
