@@ -10,7 +10,7 @@ import pytest
 from parcompute.values.parts import PARTS
 
 ROOT = Path(__file__).parent.parent
-GUIDES = [(ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("processes-or-threads", "data")]
+GUIDES = [(ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("processes-or-threads", "howto/data")]
 SAMPLES = [sample for guide in GUIDES for sample in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)]
 
 
@@ -23,10 +23,28 @@ def test_a_sample_of_the_guide_runs(tmp_path, number):
     assert done.stdout or "assert" in SAMPLES[number]
 
 
-@pytest.mark.parametrize("document", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"], ids=lambda path: path.name)
+DOCUMENTS = [
+    *sorted(ROOT.rglob("docs/**/*.md")),
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "results/README.md",
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_document_links_to_is_there(document):
     links = re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8"))
     assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_each_page_that_a_docstring_or_a_comment_names_is_there():
+    sources = [
+        path for folder in ("src", "tests", "experiments", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    ]
+    sources += [ROOT / "CHANGELOG.md", *DOCUMENTS]
+    named = {page for path in sources for page in re.findall(r"(?<![\w/.])docs/[\w/-]+\.md", path.read_text("utf-8"))}
+    assert len(named) > 10
+    assert [page for page in sorted(named) if not (ROOT / page).exists()] == []
 
 
 def test_every_experiment_has_a_paragraph_with_a_figure():
@@ -39,6 +57,8 @@ def test_every_experiment_has_a_paragraph_with_a_figure():
 
 def test_the_page_of_the_ledger_has_its_parts_in_their_words():
     rows = re.findall(
-        r"^\| `(\w+)` \| (.*?)(?:; without .*)? \|$", (ROOT / "docs" / "ledger.md").read_text("utf-8"), re.M
+        r"^\| `(\w+)` \| (.*?)(?:; without .*)? \|$",
+        (ROOT / "docs" / "explanation" / "ledger.md").read_text("utf-8"),
+        re.M,
     )
     assert dict(rows) == PARTS

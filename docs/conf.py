@@ -1,0 +1,53 @@
+"""How the site is built: `make docs` runs every notebook, and a warning is an error."""
+
+import re
+from importlib import metadata
+
+project = "parcompute"
+author = "The parcompute developers"
+release = metadata.version("parcompute")
+extensions = ["myst_nb", "sphinx.ext.autodoc", "numpydoc", "sphinx_click"]
+
+html_theme = "furo"
+html_title = "parcompute"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False  # the sources stand in the repository
+
+# A notebook is a page of Markdown with cells; what it writes goes with its folder.
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+
+# The page of the API shows each class whole; the docstrings speak of parameters in single backticks.
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings say it, in words
+numpydoc_show_class_members = False
+default_role = "code"
+
+# What this project names has to be there; other packages' pages are not asked for, since a build needs no network.
+nitpick_ignore_regex = [(r"py:.*", r"(?!parcompute\b).*")]
+suppress_warnings = ["toc.empty_glob"]  # a section that takes in all pages of its folder may have none yet
+
+# Only `make docs-links` asks the network.
+linkcheck_timeout = 10
+
+
+def link_pages(app, what, name, obj, options, lines):
+    """Make a link of each page that a docstring names by its file."""
+    lines[:] = [re.sub(r"docs/([\w/-]+)\.md", r":doc:`/\1`", line) for line in lines]
+
+
+def as_commands(app, ctx, lines):
+    """Set the examples of the command line as such: a shell's `*` is no emphasis."""
+    lines[:] = [re.sub(r"(?<=: )(parcompute .*)", r"``\1``", line) for line in lines]
+
+
+def setup(app):
+    """Have docstrings lead to the pages that they name, and show examples as commands."""
+    app.connect("autodoc-process-docstring", link_pages)
+    app.connect("sphinx-click-process-epilog", as_commands)
