@@ -1,7 +1,11 @@
 """How the site is built: `make docs` runs every notebook, and a warning is an error."""
 
+import logging
+import os
 import re
+import sys
 from importlib import metadata
+from pathlib import Path
 
 project = "parcompute"
 author = "The parcompute developers"
@@ -20,6 +24,10 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True
+logging.getLogger("traitlets").setLevel(logging.ERROR)  # a line per notebook otherwise
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python`, `parcompute` in cells
+os.environ["PARCOMPUTE_WORKERS"] = "2"  # the same on a laptop and in CI
+os.environ["CHECKOUT"] = str(Path(__file__).parents[1])  # with the records that pages read
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 

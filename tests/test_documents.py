@@ -1,5 +1,6 @@
 """Every sample of the guides runs as a script, and each figure that a document shows is there."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -10,17 +11,47 @@ import pytest
 from parcompute.values.parts import PARTS
 
 ROOT = Path(__file__).parent.parent
-GUIDES = [(ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("processes-or-threads", "howto/data")]
-SAMPLES = [sample for guide in GUIDES for sample in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)]
+# Each sample is a program of its own; those of a how-to page are one.
+ALONE = ("processes-or-threads", "howto/data")
+TOGETHER = (
+    *(f"howto/{name}" for name in ("backend", "state", "errors", "debugging", "progress", "random", "nested")),
+    "explanation/same-bits",
+)
 
 
-@pytest.mark.parametrize("number", range(len(SAMPLES)))
-def test_a_sample_of_the_guide_runs(tmp_path, number):
-    script = tmp_path / "sample.py"
-    script.write_text(SAMPLES[number])
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+def samples_of(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text("utf-8"), flags=re.DOTALL)
+
+
+SAMPLES = {f"{page}-{number}": sample for page in ALONE for number, sample in enumerate(samples_of(page))}
+SAMPLES |= {page: "\n".join(samples_of(page)) for page in TOGETHER}
+
+
+def run(folder, program):
+    script = folder / "sample.py"
+    script.write_text(program)
+    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout or "assert" in SAMPLES[number]
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_of_the_guide_runs(tmp_path, name):
+    assert run(tmp_path, SAMPLES[name]) or "assert" in SAMPLES[name]
+
+
+MOVING, *SECTIONS = (ROOT / "docs/compare/moving.md").read_text("utf-8").split("\n## From ")
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.partition("\n")[0])
+def test_what_is_moved_over_gives_what_it_gave(tmp_path, section):
+    (common,), (needs,) = (re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) for text in (MOVING, section))
+    rows = re.findall(r"^\| `(.*)` \| `(.*)` \|$", section, flags=re.MULTILINE)
+    assert rows
+    module = re.search(r"^(?:from|import) (\w+)", needs)[1]
+    has_it = module != "mpi4py" and importlib.util.find_spec(module)  # MPI starts workers by a launcher
+    lines = [f"assert np.all(({before}) == ({after}))" if has_it else f"({after})" for before, after in rows]
+    run(tmp_path, "\n".join([common, needs if has_it else "", *lines, "ex.shutdown()"]))
 
 
 DOCUMENTS = [

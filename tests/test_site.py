@@ -88,8 +88,10 @@ def phone(site, browser):
 def test_search_finds_a_verb(site, phone):
     phone.get((site / "search.html").as_uri() + "?q=map_blocks")
     found = phone.execute_async_script(
-        "const done = arguments[0]; const look = () => {"
-        "const links = document.querySelectorAll('#search-results li a'); links.length ? done([...links].map(a => a.getAttribute('href'))) : setTimeout(look, 20) }; look()"
+        "const done = arguments[0], look = () => {"
+        "  const links = [...document.querySelectorAll('#search-results li a')].map(a => a.getAttribute('href'));"
+        "  links.length ? done(links) : setTimeout(look, 20)"
+        "}; look()"
     )
     assert any("reference/api.html" in link for link in found)
 
