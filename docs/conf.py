@@ -39,7 +39,6 @@ default_role = "code"
 
 # What this project names has to be there; other packages' pages are not asked for, since a build needs no network.
 nitpick_ignore_regex = [(r"py:.*", r"(?!parcompute\b).*")]
-suppress_warnings = ["toc.empty_glob"]  # a section that takes in all pages of its folder may have none yet
 
 # Only `make docs-links` asks the network.
 linkcheck_timeout = 10
