@@ -36,6 +36,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say it, in words
 numpydoc_show_class_members = False
 default_role = "code"
+smartquotes = False  # `--help` has two hyphens
 
 # What this project names has to be there; other packages' pages are not asked for, since a build needs no network.
 nitpick_ignore_regex = [(r"py:.*", r"(?!parcompute\b).*")]
