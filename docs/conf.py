@@ -14,6 +14,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "numpydoc", "sphinx_click"]
 
 html_theme = "furo"
 html_title = "parcompute"
+pygments_dark_style = "github-dark"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False  # the sources stand in the repository
