@@ -23,7 +23,7 @@ html_copy_source = False  # the sources stand in the repository
 nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 240
 nb_merge_streams = True
 logging.getLogger("traitlets").setLevel(logging.ERROR)  # a line per notebook otherwise
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python`, `parcompute` in cells
