@@ -29,20 +29,23 @@ active = $(shell env -u PYTHONPATH python -c 'import sys; from importlib.util im
 RUN := $(call active,parcompute)
 DEV := $(call active,parcompute pytest pytest_cov pytest_timeout xdist hypothesis ruff mypy)
 BENCH := $(call active,parcompute dask distributed mpire ray)
+DOCS := $(call active,parcompute sphinx furo myst_nb numpydoc sphinx_click)
 
 RUN_READY := $(if $(RUN),,.venv/.ready)
 DEV_READY := $(if $(DEV),,.venv/.ready-dev)
 BENCH_READY := $(if $(BENCH),,.venv/.ready-bench)
+DOCS_READY := $(if $(DOCS),,.venv/.ready-docs)
 RUN := $(or $(RUN),.venv/bin/python)
 DEV := $(or $(DEV),.venv/bin/python)
 BENCH := $(or $(BENCH),.venv/bin/python)
+DOCS := $(or $(DOCS),.venv/bin/python)
 
 # The code of this checkout runs, also where the environment has another version installed.
 export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
 PARCOMPUTE := $(dir $(RUN))parcompute
 
 # The mark is made last, so a set-up that was interrupted is known by .unfinished and begins anew.
-.venv/.ready .venv/.ready-dev .venv/.ready-bench: pyproject.toml
+.venv/.ready .venv/.ready-dev .venv/.ready-bench .venv/.ready-docs: pyproject.toml
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "parcompute needs CPython 3.11 or newer, found: $(or $(PYTHON),none); pass PYTHON=/path/to/python3" >&2; exit 2; }
 	@if test -e .venv/.unfinished; then rm -rf .venv; fi
@@ -73,7 +76,7 @@ submit-%: experiments/%.py $(RUN_READY)   ## submit experiments/%.py to Slurm: N
 
 # --- the project -------------------------------------------------------------------------------------------
 
-.PHONY: test test-slurm stress coverage check bench clean help
+.PHONY: test test-slurm stress coverage check docs docs-links bench clean help
 test: $(DEV_READY)       ## run the tests; ARGS='-k shared -x' passes through
 	@$(DEV) -m pytest -n 2 $(ARGS)
 
@@ -90,6 +93,14 @@ check: $(DEV_READY)      ## lint, formatting, types
 	@$(DEV) -m ruff check .
 	@$(DEV) -m ruff format --check .
 	@$(DEV) -m mypy
+
+docs: $(DOCS_READY)      ## build the site into build/docs: every notebook runs, a warning is an error
+	@rm -rf build/docs
+	@$(DOCS) -m sphinx -W --keep-going -n -q -E -d build/doctrees docs build/docs
+	@echo "build/docs/index.html"
+
+docs-links: $(DOCS_READY) ## ask the network for the pages of others that the site links to
+	@$(DOCS) -m sphinx -q -D nb_execution_mode=off -b linkcheck -d build/doctrees-links docs build/links
 
 bench: $(BENCH_READY)    ## measure against other engines, record and print the table; ARGS='--row 1' passes through
 	@$(BENCH) benchmarks/bench.py $(ARGS)

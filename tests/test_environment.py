@@ -12,7 +12,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("test", "dev")  # what a checkout needs; the engines of the other extras are the user's choice
+EXTRAS = ("test", "dev", "docs")  # what a checkout needs; the engines of the other extras are the user's choice
 
 # conda-forge's name where it is not PyPI's.
 CONDA_NAMES = {"matplotlib": "matplotlib-base"}

@@ -7,6 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+# The README leads to it.
+TUTORIAL = (ROOT / "docs/tutorials/scaling-study.md").read_text()
+(EXPERIMENT,) = re.findall(r"```\{code-cell\}\n%%writefile squares\.py\n(.*?)```", TUTORIAL, flags=re.DOTALL)
 
 
 def test_the_example_runs_as_a_script_without_a_guard(tmp_path):
@@ -26,7 +29,7 @@ def test_the_calls_of_other_packages_run(tmp_path):
 
 def test_the_experiment_runs_is_verified_and_drawn(tmp_path):
     script = tmp_path / "squares.py"
-    script.write_text(SAMPLES[2])
+    script.write_text(EXPERIMENT)
     options = ["--preset", "quick", "--rounds", "1", "--backends", "serial,processes", "--workers", "1,2"]
     done = subprocess.run(
         [sys.executable, script, *options, "--results", tmp_path], capture_output=True, text=True, timeout=120

@@ -136,7 +136,7 @@ _VALUES: dict[str, Any] = {"multiple": True, "is_flag": False, "flag_value": "",
 
 @commands.command(
     epilog="Example: parcompute fit measured.csv --workers cores --time time_ms --curve system --law usl\n\n"
-    "A COLUMN is a heading, or its number from 1. docs/tables.md says which tables are read."
+    "A COLUMN is a heading, or its number from 1. docs/reference/tables.md says which tables are read."
 )
 @click.argument("file", type=click.Path())
 @click.option("--law", "laws", multiple=True, help="Again and again; amdahl, usl, logarithmic and saturation.")

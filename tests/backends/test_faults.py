@@ -1,4 +1,4 @@
-"""What goes wrong, wherever it does: nothing hangs, nothing is lost, nothing is left. See docs/engine.md."""
+"""What goes wrong, wherever: nothing hangs, nothing is lost, nothing is left (docs/explanation/engine.md)."""
 
 import contextlib
 import ctypes

@@ -16,7 +16,7 @@ WORDS = "the message is in other words"
 BEGUN = "what no worker has begun is cancelled; the standard library has handed out some of it before"
 UNBROKEN = "what cannot be rebuilt costs its call only, which raises what rebuilding has raised"
 
-# What differs on purpose (docs/drop-in.md), by the name of the test, and of its class where it is not all of them.
+# What differs on purpose (docs/compare/drop-in.md), by name of the test, and its class where not all of them differ.
 DIFFERS = {
     "test_killed_child": "a killed worker costs the call that it ran, which is tried again",
     "test_max_workers_negative": WORDS,

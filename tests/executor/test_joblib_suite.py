@@ -28,7 +28,7 @@ BY_DEFAULT = {
     "test_parallel_with_exhausted_iterator",
 }
 
-# What differs on purpose, as docs/joblib.md tells users.
+# What differs on purpose, as docs/howto/joblib.md tells users.
 _ALL_CPUS = "who names this backend and no number wants all CPUs, and not one"
 _SHARED_MEMORY = "arrays lie in shared memory and not in files, so they are no np.memmap and no folder is filled"
 _OWN_WORKERS = "workers belong to a context or a Parallel, which keeps them for its next call, and not to the program"

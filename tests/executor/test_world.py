@@ -1,4 +1,4 @@
-"""The world in which a kernel or a call runs is the caller's, whichever backend runs it (docs/settings.md)."""
+"""The world in which a kernel or a call runs is the caller's, on each backend (docs/reference/settings.md)."""
 
 import contextvars
 import decimal

@@ -1,4 +1,4 @@
-"""Random kills, floods and repeats: what no single run can show. docs/reliability.md says what they test.
+"""Random kills, floods and repeats: what no single run can show. docs/explanation/reliability.md says what they test.
 
 Each test has a few rounds that are always run, and many that `make stress` runs, in pieces. What is random comes from
 PARCOMPUTE_STRESS_SEED and the piece's own name, so one piece alone repeats what it did among all. At which line of the

@@ -125,7 +125,7 @@ class Results:
 
     @property
     def runs(self) -> DataFrame:
-        """All runs of the file, one row each: the columns of docs/file-format.md, and ``counts``.
+        """All runs of the file, one row each: the columns of docs/reference/file-format.md, and ``counts``.
 
         Of all studies; those that no curve counts included.
         """

@@ -60,7 +60,7 @@ def require() -> None:
     if shutil.which("sbatch") is None:
         raise SlurmError(
             "there is no sbatch on this machine: jobs are submitted to Slurm only; on another batch system write the "
-            "script by hand (docs/hpc.md), sizes and time limits are found there all the same"
+            "script by hand (docs/howto/hpc.md), sizes and time limits are found there all the same"
         )
 
 

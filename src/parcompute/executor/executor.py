@@ -51,7 +51,7 @@ class Executor(BlockIterator):
         ``"processes"`` (self-scheduled worker processes), ``"serial"``, ``"threads"``, ``"pool"``
         (`multiprocessing.Pool`), ``"joblib"``, or one that a package has registered. Each gives the same bits.
         ``"auto"`` finds out on the first blocks of a kernel whether threads or processes serve it better. ``"dask"``
-        and ``"mpi"`` compute on several hosts, see docs/nodes.md; `workers` are those of each.
+        and ``"mpi"`` compute on several hosts, see docs/howto/nodes.md; `workers` are those of each.
     threads_per_worker : int
         Threads that compute in each worker process (``"processes"`` only).
     schedule : str
@@ -212,7 +212,7 @@ class Executor(BlockIterator):
             returns rows for its own items (``block.core``) only.
         out : ndarray, memmap, h5py.Dataset, zarr.Array or tuple of them, optional
             Where to write; shape (n_items, ...). Results are cast to its dtype. It must not overlap an input. What lies
-            in a file may be larger than memory, see docs/data.md.
+            in a file may be larger than memory, see docs/howto/data.md.
         dtype : dtype, optional
             Of a single output, to which results are cast ("same kind"); None is what block 0 returns. For a
             kernel that asks for ``out``, None is the dtype of the first array.
@@ -228,7 +228,7 @@ class Executor(BlockIterator):
             block has failed, with `TimeoutError` as the cause.
         checkpoint : str or os.PathLike, optional
             File that keeps finished blocks while the job runs. Called again, however it ended, the same job computes
-            only the blocks that are missing, with the seed of the file if `seed` is None. See docs/checkpoints.md.
+            only the missing blocks, with the seed of the file if `seed` is None. See docs/howto/checkpoints.md.
 
         Returns
         -------
@@ -310,7 +310,7 @@ class Executor(BlockIterator):
             entry by entry.
         until : callable, optional
             ``until(partial, n_items)`` is asked after 1, 2, 4, … blocks, of what these combine to and how many items
-            they are. When it returns something true, that is the result. See docs/data.md.
+            they are. When it returns something true, that is the result. See docs/howto/data.md.
 
         Returns
         -------

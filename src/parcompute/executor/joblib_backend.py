@@ -6,7 +6,7 @@
 
 joblib knows it as ``"parcompute"``. The executor lives as long as the
 ``with joblib.parallel_config(backend="parcompute")`` around it, or is one that the caller passes.
-Arrays above 1 MiB travel as references, each shared once per call. See docs/joblib.md for what differs from loky.
+Arrays above 1 MiB travel as references, each shared once per call. See docs/howto/joblib.md for what differs from loky.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ A record of the journal is a header with a checksum of its own, and for an objec
 good record is the torn end of a killed writer, and is cut off.
 
 Anybody may have written the numbers of a file: they are values. A pickle is code: it is read from a file only that
-belongs to the caller and that nobody else can write to (docs/reliability.md).
+belongs to the caller and that nobody else can write to (docs/explanation/reliability.md).
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     of a process     working folder, environment, sys.path, warnings' filters, limits of recursion and digits, locale
                      ──► threads have them anyway, a process is told if they are no longer as its workers know them
 
-Nothing is told of what is as it is in any new process. docs/settings.md has the whole table, and what belongs to the
-start of a worker instead.
+Nothing is told of what is as it is in any new process. docs/reference/settings.md has the whole table, and
+what belongs to the start of a worker instead.
 """
 
 from __future__ import annotations

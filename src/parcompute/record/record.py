@@ -5,7 +5,7 @@
 
 HDF5 never writes to the disk itself. The file of a name is therefore always a complete one, before or
 after an append, whatever is killed when; docs/decisions/0004-crash-safe-records.md says what else was
-tried. docs/file-format.md describes the file field by field.
+tried. docs/reference/file-format.md describes the file field by field.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The form of a record, schema parcompute/1: runs as rows and timelines as tables, on an open HDF5 file.
 
-docs/file-format.md describes it for readers. A reader ignores columns and attributes that it does not
+docs/reference/file-format.md describes it for readers. A reader ignores columns and attributes that it does not
 know; any change of those that it knows needs a new number in SCHEMA.
 
 A file may come from anybody. What is read of it is what is described there, or a RuntimeError that says what is not.

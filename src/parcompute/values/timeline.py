@@ -25,7 +25,7 @@ CHUNK_DTYPE = np.dtype(
     [
         ("chunk", "<i8"),  # its number in the plan; a chunk that was computed again keeps its number
         ("worker", "<i4"),  # who computed it, from 0
-        ("attempt", "<i4"),  # 0, and one more each time that blocks were handed out again: see docs/file-format.md
+        ("attempt", "<i4"),  # 0, and one more each time that blocks were dealt again: docs/reference/file-format.md
         ("started_ns", "<i8"),  # before the first kernel call
         ("finished_ns", "<i8"),  # after the last kernel call
         ("cpu_ns", "<i8"),  # CPU time of the computing thread between the two

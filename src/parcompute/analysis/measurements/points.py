@@ -102,7 +102,7 @@ def read(path: Path, named: Named | None = None) -> dict[str, Points]:
     Parameters
     ----------
     path : Path
-        The file. docs/tables.md says what it may look like.
+        The file. docs/reference/tables.md says what it may look like.
     named : Named, optional
         What its headings do not say.
 
