@@ -94,7 +94,7 @@ def test_the_shares_of_the_ledger_add_up_to_one(heat):
 def test_a_notebook_shows_a_table_and_text_of_a_file_as_text(heat, file):
     shown = heat._repr_html_()
     assert shown.count("<tr>") == 4
-    assert "<th>speed-up</th>" in shown
+    assert ">speed-up</th>" in shown
     assert "base: best serial" in shown
     assert repr(heat) == f"<Results of heat: 25 runs, studies: 1, {file}>"
     odd = pc.Results(replace(heat.recorded, experiment="<b>&"), {})

@@ -112,6 +112,17 @@ def test_any_kernel_can_be_asked_about(monkeypatch, kernel, arrays, how):
     assert found.way.workers == 1
 
 
+def test_a_notebook_shows_advice_as_a_table():
+    found = measured(serial=1.0, threads=0.6, processes=0.5, one=1.0)
+    reasons = ("<lambda> waits",)
+    shown = advice.Advice(PROCESSES, 64, reasons, tuple(found.values()), 1000, 0.0, 8)._repr_html_()
+    assert "advised: processes × 2, blocks of 64 items" in shown
+    assert "<li>&lt;lambda&gt; waits</li>" in shown
+    assert shown.count("<tr>") == 5
+    assert ">time (ms)</th>" in shown
+    assert shown.index(">processes × 2<") < shown.index(">threads × 2<") < shown.index(">serial<")
+
+
 def test_a_kernel_that_raises_says_so():
     with pytest.raises(pc.KernelError, match="I cannot"):
         pc.advise(lambda x: (_ for _ in ()).throw(ValueError("I cannot")), np.arange(10.0), workers=1)

@@ -31,12 +31,6 @@ def test_a_failed_job_does_not_claim_to_be_at_its_end():
     assert 8 not in told
 
 
-def test_the_bar_keeps_quiet_where_there_is_no_terminal(capsys):
-    with pc.Executor(backend="serial", progress=True) as executor:
-        executor.reduce_blocks(lambda block: 1, n_items=8)
-    assert capsys.readouterr() == ("", "")
-
-
 def test_no_thread_runs_for_a_job_without_progress():
     names = []
     with pc.Executor(backend="serial") as executor:

@@ -23,6 +23,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from parcompute.values import views
 from parcompute.values.parts import PARTS, time_of_workers, works_on
 from parcompute.values.timeline import Timeline
 
@@ -223,6 +224,17 @@ class Losses:
             lines.append(f"node {i}, {node.n_workers} workers: {told}")
         lines.extend(f"note: {note}" for note in self.notes)
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, ...]] = []
+        for name, ns in self.parts_ns.items():
+            share = _ratio(ns, self.total_ns)
+            rows.append((name, f"{ns * 1e-9:.6f}", f"{100 * share:.2f}", views.bar(share), PARTS[name]))
+        rows.append(("sum", f"{sum(self.parts_ns.values()) * 1e-9:.6f}", "100.00", "", "workers × makespan"))
+        head, *lines = str(self).splitlines()
+        heading = ("part", "time (core-s)", "share (%)", "", "what it is")
+        rest = views.bullets(line for line in lines if not line.startswith(" "))
+        return views.paragraph(head) + views.table(heading, rows, "lrrll") + rest
 
 
 def losses(timeline: Timeline | Sequence[Timeline], reference: Reference | Timeline | None = None) -> Losses:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from parcompute.analysis import tables
@@ -21,6 +20,7 @@ from parcompute.analysis.scaling import Curve, Point
 from parcompute.analysis.studies import Study, choose, studies
 from parcompute.record import record, schema
 from parcompute.record.record import Recorded
+from parcompute.values import views
 from parcompute.values.intervals import Interval
 from parcompute.values.parts import PARTS
 
@@ -201,18 +201,13 @@ class Results:
 
     def _repr_html_(self) -> str:
         file = self.recorded
-        lines = [
-            f"<p><b>{escape(file.experiment)}</b>, {len(file.runs)} runs in <code>{escape(str(file.path))}</code></p>"
-        ]
+        about = f"{file.experiment}, {len(file.runs)} runs in {file.path}"
         try:
             heading, *rows = tables.points(self.study)
         except ValueError as error:
-            return "\n".join([*lines, f"<p>{escape(str(error))}</p>"])
-        study = f"<p>{escape(str(self.study))}</p>"
-        bases = "".join(f"<p>{escape(line)}</p>" for line in tables.bases(self.study.curves))
-        return "\n".join(
-            [*lines, study, bases, "<table>", _cells("th", heading), *(_cells("td", r) for r in rows), "</table>"]
-        )
+            return views.paragraph(about) + views.paragraph(str(error))
+        lines = [about, str(self.study), *tables.bases(self.study.curves)]
+        return "".join(map(views.paragraph, lines)) + views.table(heading, rows) + views.bullets(self.verdicts)
 
 
 _OF_POINT = ("curve", "backend", "n_workers", "n_nodes", "n_runs", "beyond")
@@ -250,7 +245,3 @@ def _frame(rows: Iterable[Mapping[str, object]], columns: Iterable[str]) -> Data
             "`study`, `compared` and `recorded`"
         ) from error
     return DataFrame(list(rows), columns=list(columns))
-
-
-def _cells(tag: str, row: Iterable[str]) -> str:
-    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in row)}</tr>"

@@ -20,6 +20,7 @@ from parcompute.executor import arguments
 from parcompute.executor.executor import Executor
 from parcompute.machine import limits
 from parcompute.memory import sources
+from parcompute.values import views
 from parcompute.values.blocks import block_items_for
 from parcompute.values.intervals import Interval, ratio, summarise
 
@@ -139,6 +140,15 @@ class Advice:
 
     def __str__(self) -> str:
         return "\n".join(self.describe())
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (each.way, f"{1000 * each.wall.value:.3f}", told(each.speedup))
+            for each in sorted(self.measured, key=lambda each: each.wall.value)
+        ]
+        measured = f"measured on {self.n_items} items, {ROUNDS} rounds in random order:"
+        shown = views.paragraph(self.describe()[0]) + views.bullets(self.reasons) + views.paragraph(measured)
+        return shown + views.table(("way", "time (ms)", "speed-up"), rows)
 
 
 def advise(

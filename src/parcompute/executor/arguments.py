@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parcompute.backends import base
-from parcompute.executor.progress import Report, bar
+from parcompute.executor.progress import Progress
 from parcompute.jobs.job import asked_for, positional
 from parcompute.jobs.outputs import Field, FileRows, Rows
 from parcompute.jobs.setup import Setup
@@ -88,13 +88,11 @@ def setup_of(initializer: Any, initargs: Any, state: Any) -> Setup:
     return Setup(initializer, tuple(initargs), state)
 
 
-def report_of(progress: Any) -> Report | None:
-    """Return the function that is told how far a job is."""
-    if progress is None or callable(progress):
+def progress_of(progress: Any) -> Progress:
+    """Return what is told how far a job is: a function, or True for a bar."""
+    if progress is None or progress is True or callable(progress):
         return progress  # type: ignore[no-any-return]
-    if progress is not True:
-        raise TypeError(f"progress={progress!r} is {type(progress).__name__}; pass a function, True or None")
-    return bar
+    raise TypeError(f"progress={progress!r} is {type(progress).__name__}; pass a function, True or None")
 
 
 def n_workers_of(workers: Any, backend: str, name: str) -> int:

@@ -71,8 +71,8 @@ class Executor(BlockIterator):
         `sys.stdout` and `sys.stderr`, as they are at that moment, line by line: a cell, a test, a redirection
         (``"processes"`` and ``"auto"`` only; kernels in ``"serial"`` and ``"threads"`` print there anyway).
     progress : callable or True, optional
-        ``progress(n_done, n_blocks)`` is called ten times a second while a job runs, from a thread of its own;
-        True draws a bar on a terminal.
+        ``progress(n_done, n_blocks)`` is called ten times a second while a job runs, from a thread of its own.
+        True shows a bar in a terminal or a notebook, and writes a line now and then to a log; see docs/howto/progress.md.
     cluster : distributed.Client, cluster or str, optional
         Of the backend ``"dask"``; a string is an address or a scheduler file. None is the program's client.
     nodes : int, optional
@@ -132,7 +132,7 @@ class Executor(BlockIterator):
             nodes,
         )
         self._has_state = state is not None
-        self._report = arguments.report_of(progress)
+        self._progress = arguments.progress_of(progress)
         self.backend = backend
         self._planned: tuple[Any, Plan] | None = None  # what the last plan was cut from, and the plan
         self._started_ns = time.perf_counter_ns()
@@ -348,9 +348,6 @@ class Executor(BlockIterator):
         self._note(timeline.until(time.perf_counter_ns()), plan)
         return result
 
-    def __repr__(self) -> str:
-        return f"<Executor: {self.n_workers} workers, backend {self.backend!r}, {'closed' if self._closed else 'open'}>"
-
     # --- the way there -------------------------------------------------------------------------------------
 
     def _run(
@@ -367,7 +364,11 @@ class Executor(BlockIterator):
         backend = self._usable()
         steps = None if until is None else Steps(backend, until)
         self._plan, self._seed, self._failures = job.plan, job.seed, ()
-        with reporting(self._report, (steps or backend).n_done, job.plan.n_blocks), signals.heard():
+
+        def outcome() -> tuple[int, int]:
+            return (job if steps is None else steps).plan.n_blocks, len(self._failures)
+
+        with signals.heard(), reporting(self._progress, job, (steps or backend).n_done, outcome):
             if steps is None:
                 timeline, self._failures = base.run(backend, job, called_ns)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -13,6 +14,7 @@ from parcompute.backends.base import Trouble, WorkerLost
 from parcompute.executor import arguments
 from parcompute.executor.batches import SentOnce
 from parcompute.executor.last_job import LastJob
+from parcompute.executor.progress import Progress, reporting
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.partials import Partials
 from parcompute.jobs.world import World
@@ -27,6 +29,7 @@ class BlockIterator(LastJob):
     """Calls, what is known of the last job, and its blocks one by one."""
 
     _has_state: bool
+    _progress: Progress
 
     def iter_blocks(
         self,
@@ -91,29 +94,36 @@ class BlockIterator(LastJob):
         function, n_blocks, most = SentOnce(_Blocks(job)), job.plan.n_blocks, _AHEAD * self._backend.n_workers
         news: queue.SimpleQueue[int] = queue.SimpleQueue()
         sent: dict[int, Future[Any]] = {}  # and not taken
+        ended: list[int] = []
         done: set[int] = set()
         n_sent = 0
+
+        def note(index: int, _: Future[Any]) -> None:
+            ended.append(index)
+            news.put(index)
+
         try:
-            for turn in range(n_blocks):
-                while n_sent < n_blocks and len(sent) < most:
-                    self._usable()
-                    future = sent[n_sent] = self._submit(world, 1, _call, function, n_sent)
-                    future.add_done_callback(lambda _, index=n_sent: news.put(index))  # type: ignore[misc]
-                    n_sent += 1
-                    if future.done():  # by this thread: nobody computes ahead
-                        break
-                while not (turn in done if ordered else done):
-                    done.add(_next(news))
-                index = turn if ordered else done.pop()
-                done.discard(index)
-                block, outcome = job.plan.block(index), _outcome(sent.pop(index), job.plan.block(index))
-                if not isinstance(outcome, Trouble):
-                    yield block, outcome[0]
-                elif job.keep_going:
-                    self._failures = (*self._failures, outcome)
-                else:
-                    raise outcome
-                del outcome
+            with reporting(self._progress, job, lambda: len(ended), lambda: (n_blocks, len(self._failures))):
+                for turn in range(n_blocks):
+                    while n_sent < n_blocks and len(sent) < most:
+                        self._usable()
+                        future = sent[n_sent] = self._submit(world, 1, _call, function, n_sent)
+                        future.add_done_callback(functools.partial(note, n_sent))
+                        n_sent += 1
+                        if future.done():  # by this thread: nobody computes ahead
+                            break
+                    while not (turn in done if ordered else done):
+                        done.add(_next(news))
+                    index = turn if ordered else done.pop()
+                    done.discard(index)
+                    block, outcome = job.plan.block(index), _outcome(sent.pop(index), job.plan.block(index))
+                    if not isinstance(outcome, Trouble):
+                        yield block, outcome[0]
+                    elif job.keep_going:
+                        self._failures = (*self._failures, outcome)
+                    else:
+                        raise outcome
+                    del outcome
         finally:
             for future in sent.values():
                 future.cancel()

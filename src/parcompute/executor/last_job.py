@@ -6,7 +6,8 @@ from typing import TypeVar
 
 from parcompute.backends import base
 from parcompute.executor.futures import CallExecutor
-from parcompute.values.blocks import Plan
+from parcompute.values import views
+from parcompute.values.blocks import Plan, Schedule
 from parcompute.values.timeline import Timeline
 
 _T = TypeVar("_T")
@@ -14,6 +15,9 @@ _T = TypeVar("_T")
 
 class LastJob(CallExecutor):
     """Calls, and what is known of the last job."""
+
+    backend: str
+    schedule: Schedule
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,6 +57,26 @@ class LastJob(CallExecutor):
     def failures(self) -> tuple[base.Trouble, ...]:
         """What went wrong with which blocks of the last job, if it ran with ``on_error="keep"``."""
         return self._failures
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<Executor: {self._backend.n_workers} workers, backend {self.backend!r}, {state}>"
+
+    def _repr_html_(self) -> str:
+        known: dict[str, object] = {
+            "executor": "closed" if self._closed else "open",
+            "workers": self._backend.n_workers,
+            "backend": self.backend + f", started by {self._backend.start_method}" * bool(self._backend.start_method),
+            "schedule": self.schedule,
+        }
+        if self._plan is not None and self._timeline is not None:
+            known["last job (s)"] = f"{self._timeline.makespan_ns / 1e9:.6f}"
+            known["of"] = f"{self._plan.n_items} items in {self._plan.n_blocks} blocks, {self._plan.n_chunks} chunks"
+            if self._seed is not None:
+                known["seed"] = self._seed
+            if self._failures:
+                known["failed blocks"] = len(self._failures)
+        return views.facts(known)
 
     def _note(self, timeline: Timeline, plan: Plan) -> None:
         """Keep what a job that has ended leaves behind."""

@@ -1,66 +1,185 @@
-"""Tell how far a job is while it runs."""
+"""Tell how far jobs are while they run: a function of the user's, or all who look at one place.
+
+job ── row ──┐
+job ── row ──┼──▶ `bars`: the place that standard error is when the first of them begins
+job ── row ──┘
+"""
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import functools
+import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
+
+from parcompute.jobs.job import Job
+from parcompute.machine import signals
+from parcompute.workers import start
+
+if TYPE_CHECKING:
+    from parcompute.executor.bars import Place, Row
 
 Report = Callable[[int, int], None]
+Progress = Report | Literal[True] | None
 
 # Often enough to look alive, seldom enough to cost nothing.
 _EVERY_S = 0.1
 
+# A job is shown once it has taken so long. What is over sooner leaves its last line if the one before is as long ago:
+# a solver may have thousands of steps.
+BRIEF_S = 0.5
+
 
 def reporting(
-    report: Report | None, n_done: Callable[[], int], n_blocks: int
+    progress: Progress, job: Job, n_done: Callable[[], int], outcome: Callable[[], tuple[int, int]]
 ) -> contextlib.AbstractContextManager[None]:
-    """Call ``report(n_done(), n_blocks)`` ten times a second from a thread, and once more at the end.
+    """Call ``progress(n_done(), n_blocks)`` ten times a second from a thread, and once more at the end.
 
     Parameters
     ----------
-    report : callable or None
-        None calls nothing.
+    progress : callable, True or None
+        True shows the job among those of this process, and None nothing.
+    job : Job
+        Which runs in the body.
     n_done : callable
         How many blocks are done by now.
-    n_blocks : int
-        Of the job.
+    outcome : callable
+        Of how many blocks the result is, and how many of them have failed.
     """
-    return _NOBODY if report is None else _reporting(report, n_done, n_blocks)
+    if progress is None:
+        return _NOBODY
+    return _shown(job, n_done, outcome) if progress is True else _reporting(progress, job, n_done)
 
 
 _NOBODY = contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def _reporting(report: Report, n_done: Callable[[], int], n_blocks: int) -> Iterator[None]:
+def _reporting(report: Report, job: Job, n_done: Callable[[], int]) -> Iterator[None]:
+    n_blocks = job.plan.n_blocks
+    with _repeated(lambda: report(n_done(), n_blocks)):
+        yield
+    with signals.at_any_line():
+        report(n_blocks, n_blocks)
+
+
+@contextlib.contextmanager
+def _shown(job: Job, n_done: Callable[[], int], outcome: Callable[[], tuple[int, int]]) -> Iterator[None]:
+    from parcompute.executor.bars import Row  # 1 ms, that programs without a bar need not pay
+
+    row = Row(job.name.rpartition("<locals>.")[2], job.plan.n_blocks)
+    try:
+        with signals.heard():
+            _begin(row)
+        with _repeated(lambda: _update(row, n_done())):
+            yield
+        row.n_done, row.n_failed = outcome()
+        row.end = "done" if row.n_done == row.n_blocks else "enough"
+    finally:
+        with signals.heard():
+            if not row.end:
+                row.end = "stopped"
+                row.look(n_done())
+            _end(row)
+
+
+@contextlib.contextmanager
+def _repeated(look: Callable[[], None]) -> Iterator[None]:
     over = threading.Event()
 
     def repeat() -> None:
         while not over.wait(_EVERY_S):
-            report(n_done(), n_blocks)
+            look()
 
-    thread = threading.Thread(target=repeat, name="parcompute-progress", daemon=True)
+    # In the caller's context, by which a notebook finds the cell.
+    run = functools.partial(contextvars.copy_context().run, repeat)
+    thread = threading.Thread(target=run, name="parcompute-progress", daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
-        thread.join()
-    report(n_blocks, n_blocks)
+        signals.join(thread)
 
 
-def bar(n_done: int, n_blocks: int) -> None:
-    """Draw a bar on standard error, if that is a terminal.
+# --- the jobs of this process ------------------------------------------------------------------------------
 
-    Parameters
-    ----------
-    n_done, n_blocks : int
-        Blocks that are done, and all of them.
-    """
-    if sys.stderr is None or not sys.stderr.isatty():
-        return
-    filled = 40 * n_done // n_blocks
-    end = "\n" if n_done == n_blocks else ""
-    print(f"\r{'█' * filled:░<40} {n_done} of {n_blocks} blocks", end=end, file=sys.stderr, flush=True)
+_lock = threading.RLock()  # taken again where an iterator is dropped while a row is shown
+_rows: list[Row] = []
+_place: Place | None = None
+_last_end_s = float("-inf")
+_forked = False  # while a job of its parent ran
+
+
+def _begin(row: Row) -> None:
+    from parcompute.executor.bars import place_of
+
+    global _place
+    with _lock:
+        if not _rows:
+            _place = None if _is_worker() else place_of(sys.stderr)
+        row.inner = bool(_rows)
+        _rows.append(row)
+
+
+def _is_worker() -> bool:
+    """Whether this is a worker of any kind: its parent may show something on the same terminal."""
+    from multiprocessing import parent_process
+
+    return _forked or start.in_worker() or parent_process() is not None
+
+
+def _update(row: Row, n_done: int) -> None:
+    with _lock:
+        row.look(n_done)
+        row.shown = row.shown or row.took_s >= BRIEF_S
+        if _place is not None and row.shown and row in _rows:
+            with _given_up():
+                _place.show(_shown_rows())
+
+
+def _end(row: Row) -> None:
+    global _last_end_s
+    with _lock:
+        if row not in _rows:  # in a fork
+            return
+        _rows.remove(row)
+        row.look(row.n_done)
+        if _place is None:
+            return
+        with _given_up():
+            if row.shown:
+                _place.show(_shown_rows())
+            now_s = time.monotonic()
+            if (row.lasting or not _rows) and (row.shown or now_s - _last_end_s >= BRIEF_S):
+                _last_end_s = now_s
+                _place.end(row, _shown_rows())
+
+
+def _shown_rows() -> list[Row]:
+    return [row for row in _rows if row.shown]
+
+
+@contextlib.contextmanager
+def _given_up() -> Iterator[None]:
+    """Show nothing more where nobody can see it: the terminal has gone, or a pipe's reader, or the file is closed."""
+    global _place
+    try:
+        yield
+    except (OSError, ValueError):
+        _place = None
+
+
+def _after_fork_in_child() -> None:
+    global _lock, _place, _forked
+    _forked = _forked or bool(_rows)
+    _lock, _place = threading.RLock(), None
+    _rows.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from parcompute.values import views
+
 SCHEDULES = ("static", "dynamic", "guided")
 
 # A block's working set should stay in a core's private L2 cache (256 KiB to 2 MiB on machines of the
@@ -333,6 +335,18 @@ class Plan:
         return (
             f"{self.n_items} items in {self.n_blocks} blocks, {self.n_chunks} chunks of {sizes.max()} to "
             f"{sizes.min()} blocks ({self.schedule}, {self.n_workers} workers); {self.why}"
+        )
+
+    def _repr_html_(self) -> str:
+        sizes = np.diff(self.edges)
+        return views.facts(
+            {
+                "items": self.n_items,
+                "blocks": f"{self.n_blocks} of {self.block_items} items" + f", halo {self.halo}" * (self.halo > 0),
+                "chunks": f"{self.n_chunks} of {sizes.max()} to {sizes.min()} blocks",
+                "schedule": f"{self.schedule}, {self.n_workers} workers",
+                "why": self.why,
+            }
         )
 
 

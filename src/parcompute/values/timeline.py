@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from parcompute.values import gantt, views
+
 CHUNK_DTYPE = np.dtype(
     [
         ("chunk", "<i8"),  # its number in the plan; a chunk that was computed again keeps its number
@@ -183,3 +185,18 @@ class Timeline:
         first, last = np.searchsorted(self.chunks["worker"], [worker, worker + 1])
         rows: npt.NDArray[np.void] = self.chunks[first:last]
         return rows
+
+    def _repr_html_(self) -> str:
+        numbers = np.sort(self.workers["worker"])
+        chunks = self.chunks[np.isin(self.chunks["worker"], numbers)]
+        begin, end = (chunks[name] - self.called_ns for name in ("started_ns", "finished_ns"))
+        place, died = np.searchsorted(numbers, chunks["worker"]), np.searchsorted(numbers, self.deaths["worker"])
+        how = [f"ended by signal {-code}" if code < 0 else f"ended with {code}" for code in self.deaths["exitcode"]]
+        deaths = zip(died.tolist(), (self.deaths["noticed_ns"] - self.called_ns).tolist(), how, strict=True)
+        share = 100 * float((end - begin).sum()) / max(1, self.n_workers * self.makespan_ns)
+        told = f"{self.n_workers} workers, {len(self.chunks)} chunks in {self.makespan_ns / 1e9:.6f} s"
+        told += f", {share:.1f} % of the workers' time inside kernels"
+        if len(self.deaths):
+            told += f", {len(self.deaths)} worker processes ended (✕)"
+        picture = gantt.svg(begin, end, place, self.n_workers, self.makespan_ns, deaths)
+        return views.paragraph(told) + picture
