@@ -72,7 +72,7 @@ class Executor(BlockIterator):
         (``"processes"`` and ``"auto"`` only; kernels in ``"serial"`` and ``"threads"`` print there anyway).
     progress : callable or True, optional
         ``progress(n_done, n_blocks)`` is called ten times a second while a job runs, from a thread of its own.
-        True shows a bar in a terminal or a notebook, and writes a line now and then to a log; see docs/howto/progress.md.
+        True shows a bar in a terminal or a notebook, and now and then a line in a log (docs/howto/progress.md).
     cluster : distributed.Client, cluster or str, optional
         Of the backend ``"dask"``; a string is an address or a scheduler file. None is the program's client.
     nodes : int, optional
