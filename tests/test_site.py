@@ -59,7 +59,8 @@ def pages(site):
 def test_every_page_is_in_the_menu(site):
     menu = re.findall(r'<a class="[^"]*reference internal" href="([^"]+)"', (site / "index.html").read_text("utf-8"))
     menu = {link.partition("#")[0] for link in menu}
-    written = {path.relative_to(ROOT / "docs").with_suffix(".html").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    docs = ROOT / "docs"
+    written = {path.relative_to(docs).with_suffix(".html").as_posix() for path in docs.rglob("*.md")}
     assert written - menu == {"index.html"}
 
 
