@@ -15,6 +15,7 @@ from parcompute.analysis import laws
 from parcompute.analysis.scaling import alike, curves
 from parcompute.analysis.verdict import verdict
 from parcompute.machine.provenance import Provenance
+from parcompute.values.intervals import paired_ratio, ratio
 from parcompute.values.sweep import Configuration, Run
 from parcompute.values.timeline import CHUNK_DTYPE, WORKER_DTYPE, Timeline
 
@@ -73,14 +74,53 @@ def amdahl_times(s: float, counts: tuple[int, ...]) -> dict[tuple[str, int], flo
 # ── speedup and its base ──────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_speedup_is_the_ratio_of_the_medians() -> None:
+def walls_of(runs: list[Run], backend: str, n_workers: int) -> list[float]:
+    return [
+        run.wall_s for run in runs if (run.configuration.backend, run.configuration.n_workers) == (backend, n_workers)
+    ]
+
+
+def test_a_speedup_is_that_within_rounds() -> None:
     runs = a_sweep(TWO)
     (curve,) = curves(runs, base="best_serial", n_cpus=2)
-    serial = np.median([run.wall_s for run in runs if run.configuration.backend == "serial"])
-    two = np.median([run.wall_s for run in runs if run.configuration.n_workers == 2])
-    assert curve.points[1].speedup.value == serial / two
-    assert curve.points[1].efficiency.value == serial / two / 2
-    assert curve.base.wall.median.value == serial
+    serial, two = walls_of(runs, "serial", 1), walls_of(runs, "processes", 2)
+    assert curve.points[1].speedup == paired_ratio(serial, two)
+    assert curve.points[1].speedups.tolist() == [one / other for one, other in zip(serial, two, strict=True)]
+    assert curve.points[1].efficiency == paired_ratio(serial, two).scaled(1 / 2)
+    assert curve.base.wall.median.value == np.median(serial)
+
+
+def test_a_machine_that_drifts_widens_no_speedup() -> None:
+    slower = np.random.default_rng(3).uniform(1, 2, 8)
+    calm = a_sweep(TWO)
+    drifting = [replace(run, wall_s=run.wall_s * slower[run.round]) for run in calm]
+    (one,), (other,) = (curves(runs, base="best_serial", n_cpus=2) for runs in (calm, drifting))
+    for a, b in zip(one.points, other.points, strict=True):
+        assert (a.speedup.low, a.speedup.high) == pytest.approx((b.speedup.low, b.speedup.high))
+    assert other.parallel_tax == one.parallel_tax
+
+
+def test_runs_of_another_session_are_no_round_with_those_before() -> None:
+    morning, evening = Provenance(collected_utc="morning"), Provenance(collected_utc="evening")
+    of = {each.id: each.as_dict() for each in (morning, evening)}
+    runs = [
+        replace(run, provenance=(morning if run.configuration.backend == "serial" else evening).id)
+        for run in a_sweep(TWO)
+    ]
+    (curve,) = curves(runs, base="best_serial", n_cpus=2, provenance=of)
+    assert [len(point.speedups) for point in curve.points] == [0, 0]
+    assert curve.points[1].speedup == ratio(walls_of(runs, "serial", 1), walls_of(runs, "processes", 2))
+
+
+def test_weak_scaling_is_scaled_within_rounds_too() -> None:
+    runs = [
+        a_run("mpi", N, 1.0 + 0.1 * N + 0.01 * round_, round_, kind="weak", n_items=100 * N)
+        for round_ in range(6)
+        for N in (1, 2)
+    ]
+    (curve,) = curves(runs, base="one_worker", n_cpus=2)
+    assert curve.points[1].speedups == pytest.approx([2 * (1.1 + 0.01 * i) / (1.2 + 0.01 * i) for i in range(6)])
+    assert curve.points[1].speedup.low <= 2 * 1.1 / 1.2 <= curve.points[1].speedup.value
 
 
 @pytest.mark.parametrize(
@@ -116,7 +156,7 @@ def test_an_unknown_base_is_named() -> None:
         curves(a_sweep(TWO), base="fastest", n_cpus=2)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("n_rounds", "is_range"), [(3, True), (4, False)])
+@pytest.mark.parametrize(("n_rounds", "is_range"), [(5, True), (6, False)])
 def test_few_runs_give_a_range(n_rounds: int, is_range: bool) -> None:
     (curve,) = curves(a_sweep(TWO, n_rounds), base="best_serial", n_cpus=2)
     assert curve.points[1].speedup.is_range == is_range

@@ -344,6 +344,18 @@ def _of_job(timeline: Timeline, reference: Reference | None) -> Losses:
     return _ledger(parts_ns, makespan_ns, computing, kernels, reference, bound_ns, tuple(nodes))
 
 
+def shares(ledgers: Sequence[Losses]) -> dict[str, float]:
+    """Return the share of each part in the core-seconds of several runs; nothing for none."""
+    total = sum(ledger.total_ns for ledger in ledgers)
+    return {name: sum(ledger.parts_ns[name] for ledger in ledgers) / total for name in PARTS} if total else {}
+
+
+def summands(ledgers: Sequence[Losses], base_ns: int) -> dict[str, float]:
+    """Return what the serial fraction of several runs, at least one, consists of: mean of `Losses.karp_flatt`."""
+    of_runs = [ledger.karp_flatt(base_ns) for ledger in ledgers]
+    return {name: sum(each[name] for each in of_runs) / len(of_runs) for name in of_runs[0]}
+
+
 def list_schedule(durations: Iterable[int], n_workers: int) -> int:
     """Return the makespan when each task in turn goes to the worker that is free first (Graham 1966).
 

@@ -50,7 +50,7 @@ def points(study: Study) -> list[tuple[str, ...]]:
                     str(point.wall.n),
                     _shown(point.wall.median),
                     _shown(point.speedup, 2),
-                    _shown(_percent(point.efficiency), 1),
+                    _shown(point.efficiency.scaled(100), 1),
                 )
             )
     return rows
@@ -181,10 +181,6 @@ def _left_out(study: Study) -> list[str]:
     """Say how many runs are in no number of the table, and why."""
     reasons = ", ".join(f"{n} {reason}" for reason, n in study.left_out.items())
     return [f"left out of {len(study.runs)} runs: {reasons}"] if reasons else []
-
-
-def _percent(interval: Interval) -> Interval:
-    return Interval(100 * interval.value, 100 * interval.low, 100 * interval.high, interval.is_range)
 
 
 def _shown(interval: Interval, digits: int | None = None) -> str:

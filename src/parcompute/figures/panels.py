@@ -19,7 +19,7 @@ from parcompute.analysis.studies import Study
 from parcompute.figures import captions, charts, curves, ledgers
 from parcompute.figures.ledgers import Bar
 from parcompute.values.blocks import Plan, Schedule
-from parcompute.values.intervals import Summary, ratio, summarise
+from parcompute.values.intervals import Summary, summarise
 from parcompute.values.sweep import Configuration, Run, worker_counts
 
 if TYPE_CHECKING:
@@ -190,17 +190,15 @@ def _ratios(study: Study) -> Panel:
         names.append((one_backend and reference.variant) or reference.way)
         bases.append(f"{names[-1]}, {summarise(against)}")
         rows += [
-            ((one_backend and c.variant) or c.way, c.backend, ratio([run.wall_s for run in runs], against))
-            for c, runs in ways.items()
-            if c != reference
+            ((one_backend and c.variant) or c.way, c.backend, study.ratio(c, reference)) for c in ways if c != reference
         ]
     n = reference.n_workers
     told = names[0] if len(groups) == 1 else "the first of its kind"
     return Panel(
         f"{study.experiment}, ways compared",
         f"on {n} worker{'s' * (n > 1)}; reference: {'; '.join(bases)}",
-        f"{captions.measured(study)} Ratios of times with their 95 % intervals (Hodges & Lehmann 1963, dotted: range); "
-        f"an interval that holds 1 shows no difference. {captions.conditions(study)}",
+        f"{captions.measured(study)} Ratios of times within rounds, with their 95 % intervals (Hodges & Lehmann 1963; "
+        f"dotted: range, too few rounds); an interval that holds 1 shows no difference. {captions.conditions(study)}",
         lambda ax: charts.ratios(ax, rows, told),
         0.17 * max(len(rows), 3) + 0.1,
     )
