@@ -73,7 +73,7 @@ submit-%: experiments/%.py $(RUN_READY)   ## submit experiments/%.py to Slurm: N
 
 # --- the project -------------------------------------------------------------------------------------------
 
-.PHONY: test test-slurm stress coverage check bench clean help
+.PHONY: test test-slurm stress coverage check bench noisy clean help
 test: $(DEV_READY)       ## run the tests; ARGS='-k shared -x' passes through
 	@$(DEV) -m pytest -n 2 $(ARGS)
 
@@ -93,6 +93,9 @@ check: $(DEV_READY)      ## lint, formatting, types
 
 bench: $(BENCH_READY)    ## measure against other engines, record and print the table; ARGS='--row 1' passes through
 	@$(BENCH) benchmarks/bench.py $(ARGS)
+
+noisy: $(DEV_READY)      ## simulate machines that drift and are stolen from: how often intervals hold, and how wide they are
+	@$(DEV) benchmarks/noisy.py $(ARGS)
 
 clean:                   ## remove what tools leave behind; results/ and .venv stay
 	@rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -189,6 +190,7 @@ def paired_ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Interv
     return Interval(value, low, high, is_range=rank == 0)
 
 
+@cache
 def _signed_rank(n: int) -> int:
     """Return k such that the k-th smallest and k-th largest Walsh average enclose the shift with 95 %; 0 below six."""
     if n > 200:
@@ -203,6 +205,7 @@ def _signed_rank(n: int) -> int:
     return int(np.searchsorted(np.cumsum(chances), (1 - LEVEL) / 2, side="right"))
 
 
+@cache
 def _mann_whitney_rank(m: int, n: int) -> int:
     """Return k such that the k-th smallest and k-th largest pairwise shift enclose the shift with 95 %."""
     if m * n > 2_500:
