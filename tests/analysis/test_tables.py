@@ -117,5 +117,5 @@ def test_ways_of_running_with_bases_of_their_own_have_each_its_base():
 def test_there_is_a_verdict_for_each_way_of_running(n_ways):
     groups = [runs_of("threads", 2, 4.0), runs_of("pool", 2, 4.2)][:n_ways]
     verdicts = tables.verdicts(study_of(SERIAL, *groups))
-    assert [verdict.partition(":")[0] for verdict in verdicts] == sorted(["threads", "pool"][:n_ways])
-    assert all("scales to" in verdict for verdict in verdicts)
+    assert [told.sentence.partition(":")[0] for told in verdicts] == sorted(["threads", "pool"][:n_ways])
+    assert all("on 2 workers, counting runs " in told.sentence for told in verdicts)

@@ -486,8 +486,8 @@ def test_faster_than_the_reference_stands_left_of_zero_and_is_said() -> None:
     ledgers.ledger(ax, bars)
     assert ax.get_xlim()[0] < -5
     assert (
-        "Left of zero, less than in the base case: lost_cpu (processes on 1: −0.1 %), slowdown ("
-        in captions.of_ledger(chosen, bars)
+        "Left of zero, less than in the base case: waiting for a CPU (processes on 1: −0.1 %), slower "
+        "computing (" in captions.of_ledger(chosen, bars)
     )
     assert "Left of zero" not in captions.of_ledger(chosen, panels.bars(choose(CASES["two cores"])))
 
@@ -516,7 +516,7 @@ def test_only_runs_on_nodes_have_transfer_in_their_legends() -> None:
         for kind in ("ledger", "timeline"):
             ax = Figure().add_subplot()
             panels.PANELS[kind].make(chosen).draw(ax)
-            assert ("transfer" in ax.get_legend_handles_labels()[1]) == there
+            assert ("sending to nodes" in ax.get_legend_handles_labels()[1]) == there
 
 
 def test_the_timeline_shows_each_worker_what_the_ledger_books() -> None:

@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from parcompute.values.parts import PARTS, time_of_workers, works_on
+from parcompute.values.parts import PARTS, WORDS, time_of_workers, works_on
 from parcompute.values.timeline import Timeline
 
 
@@ -201,25 +201,29 @@ class Losses:
                 "the reference is no baseline; measure it again"
             )
         if self.reference is None:
-            notes.append("no serial reference: useful is CPU time inside kernels, slowdown cannot be seen")
+            notes.append(
+                "no serial reference: computing is CPU time inside kernels, and that it is slower cannot be seen"
+            )
         for name in ("prologue", "dispatch", "transfer", "return", "drain"):
             if (ns := self.parts_ns[name]) < 0:
                 known = f", the clocks of the nodes are known within {self.bound_ns} ns" if self.bound_ns else ""
-                notes.append(f"{name} is negative ({ns} ns): stamps of the timeline overlap{known}")
+                notes.append(f"{WORDS[name]} is negative ({ns} ns): stamps of the timeline overlap{known}")
         return tuple(notes)
 
     def __str__(self) -> str:
         lines = [f"{self.n_workers} workers × {self.makespan_ns * 1e-9:.6f} s = {self.total_ns * 1e-9:.6f} core-s"]
         for name, ns in self.parts_ns.items():
-            lines.append(f"  {name:<9} {ns * 1e-9:13.6f} s {100 * _ratio(ns, self.total_ns):7.2f} %")
-        lines.append(f"  {'sum':<9} {sum(self.parts_ns.values()) * 1e-9:13.6f} s {100:7.2f} %")
+            lines.append(f"  {WORDS[name]:<17} {ns * 1e-9:13.6f} s {100 * _ratio(ns, self.total_ns):7.2f} %  {name}")
+        lines.append(f"  {'sum':<17} {sum(self.parts_ns.values()) * 1e-9:13.6f} s {100:7.2f} %")
         lines.append(
             f"PE {self.parallel_efficiency:.3f} = LB {self.load_balance:.3f}"
             f" × CommE {self.communication_efficiency:.3f};"
             f" CompS {self.computation_scaling:.3f}; GE {self.global_efficiency:.3f}"
         )
         for i, node in enumerate(self.nodes):
-            told = ", ".join(f"{name} {100 * node.share(name):.1f} %" for name, ns in node.parts_ns.items() if ns)
+            told = ", ".join(
+                f"{WORDS[name]} {100 * node.share(name):.1f} %" for name, ns in node.parts_ns.items() if ns
+            )
             lines.append(f"node {i}, {node.n_workers} workers: {told}")
         lines.extend(f"note: {note}" for note in self.notes)
         return "\n".join(lines)

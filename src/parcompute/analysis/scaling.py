@@ -155,6 +155,8 @@ class Curve:
         there are none.
     left_out : mapping of str to int
         How many runs were left out, by reason.
+    counters_known : bool
+        Whether the machine's counters could be read, by which a disturbed run is known.
     """
 
     backend: str
@@ -173,6 +175,7 @@ class Curve:
     parallel_tax: Interval | None
     fit: Fit | None
     left_out: Mapping[str, int]
+    counters_known: bool
 
     @property
     def label(self) -> str:
@@ -318,6 +321,7 @@ def _curve(
         parallel_tax=ratio_of_runs(by_n[1], serial, of) if any(run.counts for run in serial) and 1 in by_n else None,
         fit=_fit(fitted, first.kind, seed) if fitted else None,
         left_out=Counter("not verified" if not run.verified else "disturbed" for run in members if not run.counts),
+        counters_known=any(run.counters.known for run in members),
     )
 
 

@@ -17,7 +17,7 @@ from parcompute.analysis.fits import Fit
 from parcompute.analysis.laws import LAWS
 from parcompute.analysis.scaling import Curve
 from parcompute.analysis.studies import Study
-from parcompute.analysis.verdict import verdict
+from parcompute.analysis.verdict import Verdict, verdict
 from parcompute.record import schema
 from parcompute.values.intervals import Interval, summarise
 from parcompute.values.sweep import Run
@@ -123,7 +123,7 @@ def as_dict(study: Study) -> dict[str, Any]:
         "left_out": study.left_out,
         "n_cpus": study.n_cpus,
         "curves": [{**dataclasses.asdict(curve), "label": curve.label} for curve in study.curves],
-        "verdicts": verdicts(study),
+        "verdicts": [str(each) for each in verdicts(study)],
     }
     plain: dict[str, Any] = _plain(told)
     return plain
@@ -141,9 +141,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def verdicts(study: Study) -> list[str]:
-    """Return a sentence per way of running: how far it scales, and what the rest was lost to."""
-    return [verdict(curve) for curve in study.curves]
+def verdicts(study: Study) -> list[Verdict]:
+    """Return what there is to say of each way of running: how far it scales, and what the rest was lost to."""
+    return [verdict(curve, study.experiment) for curve in study.curves]
 
 
 def _verified(study: Study) -> list[str]:

@@ -9,7 +9,7 @@ from parcompute.analysis.studies import Study, why_left_out
 from parcompute.figures.curves import looks, refuted
 from parcompute.figures.ledgers import Bar
 from parcompute.record.schema import SCHEMA
-from parcompute.values.parts import PARTS
+from parcompute.values.parts import PARTS, WORDS
 
 
 def title(chosen: Study) -> str:
@@ -60,12 +60,12 @@ def of_ledger(chosen: Study, bars: Sequence[Bar]) -> str:
         said.append(f"{n_thinned} bars of other numbers of workers are not drawn.")
     said.append("Core-seconds: workers × time from call to result, mean of the runs.")
     if any(_has_reference(chosen, i) for i in range(len(chosen.curves))):
-        said.append("The part useful is what the same kernels take in the base case.")
+        said.append(f"{WORDS['useful'].capitalize()}: what the same kernels take in the base case.")
     else:
-        said.append("No serial reference: the part useful is CPU time inside kernels, slowdown cannot be seen.")
+        said.append("No serial reference: computing is CPU time inside kernels, and that it is slower cannot be seen.")
     worst = [(part, min(bars, key=lambda bar: bar.shares.get(part, 0.0))) for part in PARTS]
     negative = [
-        f"{part} ({bar.way} on {bar.n_workers}: −{-100 * bar.shares[part]:.1f} %)"
+        f"{WORDS[part]} ({bar.way} on {bar.n_workers}: −{-100 * bar.shares[part]:.1f} %)"
         for part, bar in worst
         if bar.shares.get(part, 0.0) < -0.0005
     ]

@@ -110,7 +110,9 @@ def render(files: Sequence[Path]) -> str:
 def _section(path: Path, study: Study) -> list[str]:
     size = f"{study.n_items:,} items{' per worker' if study.kind == 'weak' else ''}"
     lines = [f"<h2>{escape(f'{study.experiment}, {study.kind} scaling, {size}')}</h2>"]
-    lines += [f'<p class="verdict">{escape(said)}</p>' for said in tables.verdicts(study)]
+    for told in tables.verdicts(study):
+        numbers = "".join(f'<br><span class="soft">{escape(line)}</span>' for line in told.numbers)
+        lines.append(f'<p class="verdict">{escape(told.sentence)}{numbers}</p>')
     lines.append(f'<p class="soft">{escape(captions.measured(study))} {escape(captions.conditions(study))}</p>')
     if drawn := panels.available(study):
         lines.append('<div class="figures">')
