@@ -430,7 +430,7 @@ def test_too_few_runs_for_an_interval_give_a_dotted_range() -> None:
     chosen, ax = drawn("two cores, ranges")
     assert {bar.lines[2][0].get_linestyle()[0][1] is not None for bar in ax.containers} == {True}
     said = captions.of_curves(chosen)
-    assert "Dotted bars: range, too few runs for an interval." in said
+    assert "Dotted bars: range, too few rounds for an interval." in said
     assert "95 % interval" not in said
     assert "(range " in captions.base_line(chosen)
 

@@ -24,28 +24,26 @@ def base_line(chosen: Study) -> str:
 
 def of_curves(chosen: Study) -> str:
     """Return the caption of speedup and efficiency."""
-    return " ".join(
-        filter(None, [_marks(chosen, "; small dots: each round or run"), _laws(chosen), conditions(chosen)])
-    )
+    return " ".join(filter(None, [_marks(chosen, dots=True), _laws(chosen), conditions(chosen)]))
 
 
 def of_points(chosen: Study) -> str:
     """Return the caption of points of curves without their laws."""
-    return f"{_marks(chosen, '')} {conditions(chosen)}"
+    return f"{_marks(chosen, dots=False)} {conditions(chosen)}"
 
 
-def _marks(chosen: Study, dots: str) -> str:
+def _marks(chosen: Study, *, dots: bool) -> str:
     points = [point for curve in chosen.curves for point in curve.points]
     within = any(len(point.speedups) for point in points)
-    how = "ratios within rounds (Hodges & Lehmann 1963)" if within else "from the ratio of median times"
-    said = [measured(chosen), f"Marks: {how}{dots}."]
+    how, dot = ("within rounds (Hodges & Lehmann 1963)", "rounds") if within else ("ratios of median times", "runs")
+    said = [measured(chosen), f"Marks: {how}{f'; small dots: {dot}' * dots}."]
     kinds = {point.speedup.is_range for point in points if point.speedup.low < point.speedup.high}
     if False in kinds:
         said.append("Bars with caps: 95 % interval.")
     if True in kinds:
-        said.append("Dotted bars: range, too few runs for an interval.")
+        said.append("Dotted bars: range, too few rounds for an interval.")
     if n := max((point.n_disturbed for point in points), default=0):
-        said.append(f"Where less than six rounds are undisturbed, ratios are of all: up to {n} disturbed ones.")
+        said.append(f"Marks keep up to {n} disturbed round{'s' * (n > 1)}: fewer than six others are there.")
     if any(point.beyond for point in points):
         said.append(f"Hollow: {_beyond(chosen)}, not fitted.")
     return " ".join(said)
