@@ -202,10 +202,21 @@ def test_disturbed_and_wrong_runs_are_left_out_and_counted() -> None:
     assert "left out: 2 disturbed, 1 not verified" in verdict(curve).numbers
 
 
-def test_a_base_of_disturbed_runs_is_none() -> None:
-    runs = [replace(run, disturbed="load") if run.configuration.backend == "serial" else run for run in a_sweep(TWO)]
+def test_a_base_of_few_disturbed_runs_is_none() -> None:
+    runs = [replace(run, disturbed="load") if run.configuration.backend == "serial" else run for run in a_sweep(TWO, 5)]
     with pytest.raises(ValueError, match="needs an undisturbed, verified run of backend serial"):
         curves(runs, base="best_serial", n_cpus=2)
+
+
+def test_what_was_disturbed_all_day_has_speedups_and_ranges_of_times() -> None:
+    runs = a_sweep(TWO)
+    (quiet,) = curves(runs, base="best_serial", n_cpus=2)
+    (curve,) = curves([replace(run, disturbed="load") for run in runs], base="best_serial", n_cpus=2)
+    for one, other in zip(curve.points, quiet.points, strict=True):
+        assert (one.speedup, one.n_disturbed, one.wall.n) == (other.speedup, 8, 8)
+        assert (one.wall.median.is_range, one.wall.median.value) == (True, other.wall.median.value)
+    assert curve.base.wall.median.is_range
+    assert (curve.fit, dict(curve.left_out)) == (None, {})
 
 
 def test_runs_of_unlike_conditions_refuse_to_mix() -> None:

@@ -84,10 +84,10 @@ def test_what_was_left_out_is_counted_by_reason_the_base_case_included():
 
 
 def test_a_study_in_which_nothing_counts_says_so():
-    study = study_of(runs_of("serial", 1, 8.0, disturbed="load"), runs_of("threads", 2, 4.0, verified=False))
+    study = study_of(runs_of("serial", 1, 8.0, n=5, disturbed="load"), runs_of("threads", 2, 4.0, verified=False))
     _, nothing, left_out = tables.table(study)
     assert nothing.startswith("no run counts: none is both verified and undisturbed")
-    assert left_out == "left out of 12 runs: 6 disturbed, 6 not verified"
+    assert left_out == "left out of 11 runs: 5 disturbed, 6 not verified"
     assert tables.verdicts(study) == []
 
 
@@ -111,6 +111,12 @@ def test_ways_of_running_with_bases_of_their_own_have_each_its_base():
         "base of pool: pool with one worker, 9.225 (95 % 9–9.45) s",
         "base of threads: threads with one worker, 8.2 (95 % 8–8.4) s",
     ]
+
+
+def test_a_table_says_which_times_are_of_disturbed_runs():
+    *_, row, last = tables.table(study_of(SERIAL, runs_of("threads", 2, 4.0, disturbed="load")))
+    assert "4.1 (range 4–4.2)" in row
+    assert last == "6 runs were disturbed and have no undisturbed ones beside them: their times are ranges"
 
 
 @pytest.mark.parametrize("n_ways", [1, 2])

@@ -202,6 +202,7 @@ CASES = {
     "collapse": a_sweep(POWERS, FOUR, law=COLLAPSE),
     "noise": a_sweep(POWERS, FOUR, cv=0.3),
     "disturbed": some_runs(a_sweep((1, 2, 4), FOUR), 5, disturbed=BUSY),
+    "disturbed all day": all_runs(a_sweep(backends=FOUR[:2]), disturbed=BUSY),
     "faster than the reference": a_sweep(faster=1.15),
     "no timelines": a_sweep(timed=False),
     "schedules": schedules(),
@@ -572,6 +573,13 @@ def test_the_caption_says_what_was_measured_and_what_was_left_out() -> None:
         assert "Imaginary 9000 64-Core Processor, 4 usable CPUs; parcompute/1, conditions" in said
 
 
+def test_the_caption_says_which_numbers_are_of_disturbed_rounds() -> None:
+    said = captions.of_curves(choose(CASES["disturbed all day"]))
+    assert " none left out. 30 disturbed ones have no others beside them: their times are ranges. " in said
+    assert "Marks keep up to 6 disturbed rounds: fewer than six others are there." in said
+    assert "Bars with caps: 95 % interval." in said
+
+
 def test_runs_without_a_value_or_a_time_are_left_out() -> None:
     assert "8 left out: 8 not verified" in captions.measured(choose(CASES["NaN"]))
     untimed = some_runs(a_sweep(), 9, wall_s=math.nan)
@@ -647,7 +655,7 @@ def test_the_base_is_the_fairest_that_was_measured(case: str, base: str) -> None
 @pytest.mark.parametrize(
     ("recorded", "reason"),
     [
-        (all_runs(a_sweep(), disturbed=BUSY), r"none of 54 like runs gives a curve \(54 disturbed\); run"),
+        (all_runs(a_sweep(n_rounds=5), disturbed=BUSY), r"none of 45 like runs gives a curve \(45 disturbed\); run"),
         (all_runs(a_sweep(), wall_s=math.nan), r"\(54 without a time\)"),
         (a_sweep(backends=()), r"\(all are of the serial backend\)"),
         (a_file(), r"montecarlo.h5: has no run$"),

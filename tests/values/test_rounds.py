@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from parcompute.values.intervals import paired_ratio, ratio
-from parcompute.values.rounds import pairs, ratio_of_runs, sessions
+from parcompute.values.rounds import counting, pairs, ratio_of_runs, sessions, summary_of
 from parcompute.values.sweep import Configuration, Run
 
 
@@ -78,3 +78,13 @@ def test_without_a_round_in_common_only_runs_that_count_are_compared() -> None:
     assert ratio_of_runs(a, b, {}) == ratio(A[1:], (B[0], *B[2:]))
     with pytest.raises(ValueError, match="a ratio of 0 and 7 values"):
         ratio_of_runs([], runs_of(*B), {})
+
+
+@pytest.mark.parametrize(("disturbed", "counted"), [((0, 1), 5), (tuple(range(6)), 1), (tuple(range(7)), 7)])
+def test_times_are_of_undisturbed_runs_as_far_as_there_are_such(disturbed, counted) -> None:
+    runs = runs_of(*A, disturbed=disturbed)
+    assert len(counting(runs)) == counted
+    found = summary_of(runs)
+    assert found.n == counted
+    assert found.median.is_range
+    assert counting(runs_of(*A[:5], disturbed=tuple(range(5)))) == ()

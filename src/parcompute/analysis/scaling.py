@@ -20,7 +20,7 @@ from parcompute.analysis.laws import equal_chunks_efficiency, karp_flatt, karp_f
 from parcompute.analysis.losses import Reference, losses, shares, summands
 from parcompute.machine.provenance import Provenance, Value
 from parcompute.values.intervals import Interval, Summary, summarise
-from parcompute.values.rounds import pairs, ratio_of_runs, sessions
+from parcompute.values.rounds import counting, pairs, ratio_of_runs, sessions, summary_of
 from parcompute.values.sweep import Configuration, Run, by_nodes
 
 # Levels that go without saying in a label; file and figures' captions have them all.
@@ -248,7 +248,7 @@ def curves(
         _curve(members, of_way, runs, base, n_cpus, provenance or {}, seed)
         for of_way in ways.values()
         for members in by_nodes(of_way)
-        if members[0].configuration.backend != "serial" and any(run.counts for run in members)
+        if members[0].configuration.backend != "serial" and counting(members)
     )
 
 
@@ -262,7 +262,7 @@ def room(run: Run, n_cpus: int, provenance: Conditions) -> int:
 
 
 def _walls(runs: Iterable[Run]) -> npt.NDArray[np.float64]:
-    return np.array([run.wall_s for run in runs if run.counts])
+    return np.array([run.wall_s for run in counting(runs)])
 
 
 def _refuse_unlike(runs: Sequence[Run], provenance: Conditions | None) -> None:
@@ -280,7 +280,7 @@ def _curve(
     conditions: Conditions,
     seed: int,
 ) -> Curve:
-    used = [run for run in members if run.counts]
+    used = counting(members)
     # With the disturbed runs, of which rounds may still be taken.
     by_n = {
         N: [run for run in members if run.is_valid and run.configuration.n_workers == N]
@@ -290,17 +290,17 @@ def _curve(
     serial = [run for run in runs if run.is_valid and _is_serial_of(run, members[0])]
     one = [run for run in of_way if run.is_valid and run.configuration.n_workers == 1]
     of_base = {"best_serial": serial, "one_worker": one, "smallest_n": by_n[min(by_n)]}[kind]
-    if not any(run.counts for run in of_base):
+    if not counting(of_base):
         wanted = "backend serial" if kind == "best_serial" else f"backend {first.backend} with n_workers=1"
         raise ValueError(
             f"base={kind!r} needs an undisturbed, verified run of {wanted}, n_items={first.n_items_of_one} and "
             f"block_items={members[0].block_items}; measure one, or pass base='smallest_n'"
         )
     c = of_base[0].configuration
-    base = Base(kind, c.backend, c.n_workers, summarise(_walls(of_base)))
+    base = Base(kind, c.backend, c.n_workers, summary_of(of_base))
     of = sessions(conditions)
     reference = _reference(of_base) if c.n_workers == 1 and first.kind == "strong" else None
-    fitted = [run for run in used if run.configuration.n_workers <= room(run, n_cpus, conditions)]
+    fitted = [run for run in used if run.counts and run.configuration.n_workers <= room(run, n_cpus, conditions)]
     numbers = {run.configuration.n_nodes for run in members}
     return Curve(
         backend=first.backend,
@@ -318,9 +318,9 @@ def _curve(
         points=tuple(
             _point(at_n, of_base, of, base, room(at_n[0], n_cpus, conditions), reference) for at_n in by_n.values()
         ),
-        parallel_tax=ratio_of_runs(by_n[1], serial, of) if any(run.counts for run in serial) and 1 in by_n else None,
+        parallel_tax=ratio_of_runs(by_n[1], serial, of) if counting(serial) and 1 in by_n else None,
         fit=_fit(fitted, first.kind, seed) if fitted else None,
-        left_out=Counter("not verified" if not run.verified else "disturbed" for run in members if not run.counts),
+        left_out=Counter("not verified" if not run.verified else "disturbed" for run in members if run not in used),
         counters_known=any(run.counters.known for run in members),
     )
 
@@ -349,24 +349,23 @@ def _point(
 ) -> Point:
     c = runs[0].configuration
     N, N0, weak = c.n_workers, base.n_workers, c.kind == "weak"
-    walls = _walls(runs)
     within = pairs(of_base, runs, of)
     shrunk = ratio_of_runs(of_base, runs, of)
     if runs[0] in of_base:  # a configuration against itself is 1 and not a sample of ratios around 1
         within, shrunk = pairs((), (), of), Interval(1.0, 1.0, 1.0, False)
     work = N / N0 if weak else 1.0
     speedup = shrunk.scaled(work)
-    wall = summarise(walls)
+    wall = summary_of(runs)
     cv = float(np.hypot(wall.cv, base.wall.cv) / np.sqrt(2))
     has_fraction = N > 1 and N0 == 1 and not weak
-    ledgers = [losses(run.timelines, reference) for run in runs if run.counts and run.timelines]
+    ledgers = [losses(run.timelines, reference) for run in counting(runs) if run.timelines]
     has_summands = has_fraction and reference is not None and bool(ledgers)
     CompS = [ledger.computation_scaling for ledger in ledgers if ledger.computing_ns.any()]
     return Point(
         n_workers=N,
         n_nodes=c.n_nodes,
         wall=wall,
-        walls_s=walls,
+        walls_s=_walls(runs),
         speedup=speedup,
         speedups=work * within.times_s[:, 0] / within.times_s[:, 1],
         n_disturbed=within.n_disturbed,
@@ -396,5 +395,5 @@ def _pieces(run: Run) -> int:
 
 
 def _reference(of_base: Sequence[Run]) -> Reference | None:
-    timed = sorted((run for run in of_base if run.counts and run.timelines), key=lambda run: run.wall_s)
+    timed = sorted((run for run in counting(of_base) if run.timelines), key=lambda run: run.wall_s)
     return Reference.of(*timed[(len(timed) - 1) // 2].timelines) if timed else None

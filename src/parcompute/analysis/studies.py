@@ -16,7 +16,7 @@ from parcompute.analysis.scaling import BaseKind, Curve, curves
 from parcompute.machine.provenance import Provenance, differences
 from parcompute.record.record import Recorded
 from parcompute.values.intervals import Interval
-from parcompute.values.rounds import ratio_of_runs, sessions
+from parcompute.values.rounds import counting, ratio_of_runs, sessions
 from parcompute.values.sweep import Configuration, Run
 
 # The fairest base that was measured: what a user would run without parcompute, then what it costs to use it at all.
@@ -67,13 +67,19 @@ class Study:
 
     @property
     def counted(self) -> tuple[Run, ...]:
-        """The runs that count: verified, undisturbed, with a time."""
-        return tuple(run for run in self.runs if run.counts)
+        """The runs that count: verified, with a time, and undisturbed as far as their configuration has such."""
+        return counting(self.runs)
+
+    @property
+    def n_disturbed(self) -> int:
+        """How many of these were disturbed all the same."""
+        return sum(not run.counts for run in self.counted)
 
     @property
     def left_out(self) -> dict[str, int]:
         """How many runs the curves leave out, by reason; the base case's own are counted too."""
-        return dict(Counter(reason for run in self.runs if (reason := why_left_out(run))))
+        counted = set(self.counted)
+        return dict(Counter(why_left_out(run) for run in self.runs if run not in counted))
 
     def runs_of(self, curve: Curve, n_workers: int) -> tuple[Run, ...]:
         """Return the runs behind one point of a curve."""
@@ -228,7 +234,7 @@ def unlike_conditions(those: Sequence[Study]) -> list[str]:
 
 
 def why_left_out(run: Run) -> str:
-    """Say why a run counts for no curve; empty if it does."""
+    """Say why a run counts for no curve, disturbed ones if there are others; empty if it does."""
     if not run.verified:
         return "not verified"
     if run.disturbed:
@@ -253,8 +259,7 @@ def fit_limit(provenance: Provenance, most: int) -> int:
 
 
 def _curves(runs: Sequence[Run], n_cpus: int, conditions: Mapping[str, Mapping[str, object]]) -> tuple[Curve, ...]:
-    counting = [run for run in runs if run.counts]
-    if all(run.configuration.backend == "serial" for run in counting):
+    if all(run.configuration.backend == "serial" for run in counting(runs)):
         return ()
     # `curves` counts what it leaves out itself, but cannot take a run without a time.
     timed = [run for run in runs if why_left_out(run) != "without a time"]

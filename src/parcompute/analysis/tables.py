@@ -180,7 +180,12 @@ def _serial_only(study: Study) -> list[str]:
 def _left_out(study: Study) -> list[str]:
     """Say how many runs are in no number of the table, and why."""
     reasons = ", ".join(f"{n} {reason}" for reason, n in study.left_out.items())
-    return [f"left out of {len(study.runs)} runs: {reasons}"] if reasons else []
+    told = [f"left out of {len(study.runs)} runs: {reasons}"] if reasons else []
+    if study.n_disturbed:
+        told.append(
+            f"{study.n_disturbed} runs were disturbed and have no undisturbed ones beside them: their times are ranges"
+        )
+    return told
 
 
 def _shown(interval: Interval, digits: int | None = None) -> str:

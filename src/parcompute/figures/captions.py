@@ -93,6 +93,8 @@ def measured(chosen: Study) -> str:
     )
     reasons = [f"{n} {reason}{_example(chosen, reason)}" for reason, n in chosen.left_out.items()]
     said += f"{sum(chosen.left_out.values())} left out: {', '.join(reasons)}." if reasons else "none left out."
+    if chosen.n_disturbed:
+        said += f" {chosen.n_disturbed} disturbed ones have no others beside them: their times are ranges."
     if chosen.n_not_shown:
         said += f" {chosen.n_not_shown} runs of the file under other conditions, seeds or sizes are not shown."
     return said

@@ -8,14 +8,15 @@ ratios do on machines that drift and are stolen from: docs/decisions/0024.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from parcompute.machine.provenance import Value
-from parcompute.values.intervals import Interval, paired_ratio, ratio
+from parcompute.values.intervals import Interval, Summary, paired_ratio, ratio, summarise
 from parcompute.values.sweep import Run
 
 # As many pairs carry an interval of 95 %.
@@ -28,6 +29,27 @@ def sessions(provenance: Mapping[str, Mapping[str, Value]]) -> dict[str, str]:
     Conditions are collected once a session; runs on other nodes have an id of their own, and the time of the session.
     """
     return {id: str(fields.get("collected_utc") or id) for id, fields in provenance.items()}
+
+
+def counting(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """Return the runs that times are of: of each configuration the undisturbed ones, or all if of six or more none is.
+
+    A machine that others use all day would have no numbers else.
+    """
+    valid = [run for run in runs if run.is_valid]
+    n, n_quiet = (Counter(run.configuration for run in those) for those in (valid, filter(lambda r: r.counts, valid)))
+    all_of = {c for c in n if not n_quiet[c] and n[c] >= ENOUGH}
+    return tuple(run for run in valid if run.counts or run.configuration in all_of)
+
+
+def summary_of(runs: Iterable[Run]) -> Summary:
+    """Summarise the times of the runs of a configuration that count; disturbed ones have a range and no interval."""
+    counted = counting(runs)
+    found = summarise([run.wall_s for run in counted])
+    if all(run.counts for run in counted):
+        return found
+    ends = [run.wall_s for run in counted]
+    return replace(found, median=Interval(found.median.value, min(ends), max(ends), is_range=True))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +105,7 @@ def ratio_of_runs(a: Iterable[Run], b: Iterable[Run], of: Mapping[str, str]) -> 
     a, b = tuple(a), tuple(b)
     if len(found := pairs(a, b, of).times_s):
         return paired_ratio(*found.T)
-    return ratio(*([run.wall_s for run in runs if run.counts] for runs in (a, b)))
+    return ratio(*([run.wall_s for run in counting(runs)] for runs in (a, b)))
 
 
 def _by_round(runs: Iterable[Run], of: Mapping[str, str]) -> dict[tuple[str, int], Run]:
