@@ -87,8 +87,9 @@ def measured(chosen: Study) -> str:
     how += _on_nodes(chosen)
     n_rounds = len({run.round for run in runs})
     share = " per worker" if chosen.kind == "weak" else ""
+    factors = f" ({', '.join(how)})" if how else ""
     said = (
-        f"{chosen.n_items:,} items{share}, seed {chosen.seed}; {', '.join(ways)} ({', '.join(how)}); "
+        f"{chosen.n_items:,} items{share}, seed {chosen.seed}; {', '.join(ways)}{factors}; "
         f"{n_rounds} round{'s' * (n_rounds > 1)} in random order, {len(runs)} run{'s' * (len(runs) > 1)}, "
     )
     reasons = [f"{n} {reason}{_example(chosen, reason)}" for reason, n in chosen.left_out.items()]
