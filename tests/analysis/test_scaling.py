@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parcompute.analysis import laws
+from parcompute.analysis.fits import fit
 from parcompute.analysis.scaling import alike, curves
 from parcompute.analysis.verdict import verdict
 from parcompute.machine.provenance import Provenance
@@ -428,6 +429,14 @@ def test_the_verdict_gives_the_serial_fraction_where_the_points_do() -> None:
     told = f"Amdahl's law: serial fraction {s:.2g} % (95 % {100 * low:.2g}–{100 * high:.2g}), so at most {most}×"
     assert told in verdict(curve).numbers
     assert f"no number of workers makes it more than {most} times as fast." in verdict(curve).sentence
+
+
+def test_a_law_with_a_peak_is_told_by_it() -> None:
+    N = [1, 2, 4, 8, 16, 32]
+    (curve,) = curves(a_sweep({("processes", n): 8.0 for n in N}), base="one_worker", n_cpus=32)
+    peaked = verdict(replace(curve, fit=fit("usl", N, [8.0 * (0.95 / n + 0.05 + 0.004 * n) for n in N])))
+    assert "By the fitted law it is fastest on about 15 workers." in peaked.sentence
+    assert any(line.startswith("USL: T1 8.03, sigma 0.0538, kappa 0.00398, ") for line in peaked.numbers)
 
 
 def test_perfect_scaling_bounds_the_serial_fraction() -> None:

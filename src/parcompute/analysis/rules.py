@@ -51,6 +51,7 @@ def checklist(study: Study) -> list[Rule]:
     """
     points = [point for curve in study.curves for point in curve.points]
     fewest = min((point.wall.n for point in points), default=0)
+    ranges = any(point.wall.median.is_range or point.speedup.is_range for point in points)
     rounds = sorted({len(point.speedups) for point in points} - {0})
     within = f"within {rounds[0]}{f' to {rounds[-1]}' * (len(rounds) > 1)} rounds" if rounds else ""
     at = study.provenance
@@ -86,11 +87,10 @@ def checklist(study: Study) -> list[Rule]:
         ),
         (
             "say whether results are deterministic, and give intervals",
-            bool(points) and fewest >= 6 and digests == sizes,
+            bool(points) and not ranges and digests == sizes,
             f"{digests} digest{'s' * (digests != 1)} for {sizes} problem{'s' * (sizes != 1)}; "
-            f"at least {fewest} runs per point"
-            + (": ranges only, below six" if fewest < 6 else ", 95 % intervals")
-            + (f"; speedups by signed ranks {within}, below six a range" if rounds else ""),
+            f"at least {fewest} runs per point{f', speedups {within}' if within else ''}: "
+            + ("some have ranges only, of less than six or of disturbed ones" if ranges else "95 % intervals"),
         ),
         (
             "do not take times for normal without a check",

@@ -135,15 +135,11 @@ def _missing(point: Point) -> str:
 
 
 def _limit_in_words(found: Fit | None) -> str:
-    if (
-        found is None
-        or not found.identifiable
-        or "s" not in found.intervals
-        or "s" in found.boundary
-        or _refuted(found)
-    ):
+    if found is None or not found.identifiable or _refuted(found) or "s" in found.boundary:
         return ""
-    if (most := found.parameters.get("S_max", np.inf)) > _FAR:
+    if (peak := found.parameters.get("N_peak", np.inf)) < _FAR:
+        return f"By the fitted law it is fastest on about {peak:.0f} workers."
+    if "s" not in found.intervals or (most := found.parameters.get("S_max", np.inf)) > _FAR:
         return ""
     return f"By the fitted law no number of workers makes it more than {most:.0f} times as fast."
 
@@ -181,15 +177,17 @@ def _speedup(point: Point) -> str:
 
 
 def _limit(found: Fit) -> str:
-    law = f"{found.law.upper() if found.law == 'usl' else found.law.capitalize()}'s law"
+    law = "USL" if found.law == "usl" else f"{found.law.capitalize()}'s law"
     if not found.identifiable:
-        return f"{law}: serial fraction {found.reason}"
+        return f"{law}: {'serial fraction ' * (found.law != 'usl')}{found.reason}"
     if _refuted(found) and found.lack_of_fit is not None:
         return f"{law} does not hold (lack of fit p = {found.lack_of_fit[1]:.1g})"
     if "s" in found.boundary:
         _, high = found.intervals.get("s", (0.0, float("nan")))
         told = "no serial fraction seen" if np.isnan(high) else f"serial fraction below {100 * high:.2g} % (95 %)"
         return f"{law}: {told}"
+    if "s" not in found.parameters:
+        return f"{law}: {', '.join(f'{name} {value:.3g}' for name, value in found.parameters.items())}"
     spread = ""
     if "s" in found.intervals:
         low, high = found.intervals["s"]
