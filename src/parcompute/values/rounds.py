@@ -36,10 +36,13 @@ def counting(runs: Iterable[Run]) -> tuple[Run, ...]:
 
     A machine that others use all day would have no numbers else.
     """
-    valid = [run for run in runs if run.is_valid]
-    n, n_quiet = (Counter(run.configuration for run in those) for those in (valid, filter(lambda r: r.counts, valid)))
-    all_of = {c for c in n if not n_quiet[c] and n[c] >= ENOUGH}
-    return tuple(run for run in valid if run.counts or run.configuration in all_of)
+    valid = tuple(run for run in runs if run.is_valid)
+    n_disturbed = Counter(run.configuration for run in valid if run.disturbed)
+    if not n_disturbed:
+        return valid
+    quiet = {run.configuration for run in valid if not run.disturbed}
+    all_of = {c for c, n in n_disturbed.items() if n >= ENOUGH and c not in quiet}
+    return tuple(run for run in valid if not run.disturbed or run.configuration in all_of)
 
 
 def summary_of(runs: Iterable[Run]) -> Summary:
