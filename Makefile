@@ -76,7 +76,7 @@ submit-%: experiments/%.py $(RUN_READY)   ## submit experiments/%.py to Slurm: N
 
 # --- the project -------------------------------------------------------------------------------------------
 
-.PHONY: test test-slurm stress coverage check docs docs-links bench clean help
+.PHONY: test test-slurm stress coverage check docs docs-links bench noisy clean help
 test: $(DEV_READY)       ## run the tests; ARGS='-k shared -x' passes through
 	@$(DEV) -m pytest -n 2 $(ARGS)
 
@@ -104,6 +104,9 @@ docs-links: $(DOCS_READY) ## ask the network for the pages of others that the si
 
 bench: $(BENCH_READY)    ## measure against other engines, record and print the table; ARGS='--row 1' passes through
 	@$(BENCH) benchmarks/bench.py $(ARGS)
+
+noisy: $(DEV_READY)      ## simulate machines that drift and are stolen from: how often intervals hold, and how wide they are
+	@$(DEV) benchmarks/noisy.py $(ARGS)
 
 clean:                   ## remove what tools leave behind; results/ and .venv stay
 	@rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -165,7 +165,7 @@ def test_show_prints_times_with_unit_interval_and_base(capsys, recorded):
         r"^processes +2 +6 +4\.012 \(95 % 4–4\.025\) +2\.00 \(95 % .*\) +100\.0 \(95 % ", out, re.MULTILINE
     )
     assert re.search(r"^processes +4\* ", out, re.MULTILINE)
-    assert re.search(r"^processes: scales to 2\.00× on 2 CPUs", out, re.MULTILINE)
+    assert re.search(r"^processes: on 2 workers, counting runs 2 times as fast", out, re.MULTILINE)
 
 
 def test_show_prints_each_of_several_files(capsys, recorded):

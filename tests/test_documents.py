@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from parcompute.values.parts import PARTS
+from parcompute.values.parts import PARTS, WORDS
 
 ROOT = Path(__file__).parent.parent
 # Each sample is a program of its own; those of a how-to page are one.
@@ -88,8 +88,9 @@ def test_every_experiment_has_a_paragraph_with_a_figure():
 
 def test_the_page_of_the_ledger_has_its_parts_in_their_words():
     rows = re.findall(
-        r"^\| `(\w+)` \| (.*?)(?:; without .*)? \|$",
+        r"^\| `(\w+)` \| (.*?) \| (.*?)(?:; without .*)? \|$",
         (ROOT / "docs" / "explanation" / "ledger.md").read_text("utf-8"),
         re.M,
     )
-    assert dict(rows) == PARTS
+    assert {part: told for part, _, told in rows} == PARTS
+    assert {part: words for part, words, _ in rows} == WORDS

@@ -102,7 +102,7 @@ def show(files: tuple[str, ...], form: str | None) -> None:
         if unlike := unlike_conditions(found):
             click.echo("\n  ".join([f"{recorded.path}: runs under unlike conditions, kept apart:", *unlike]) + "\n")
         for study in found:
-            click.echo("\n".join([*tables.table(study), "", *tables.verdicts(study), ""]))
+            click.echo("\n".join([*tables.table(study), "", *map(str, tables.verdicts(study)), ""]))
 
 
 @commands.command(epilog="Example: parcompute plot results/*/montecarlo.h5 --format pdf --figure speedup --width 85mm")

@@ -12,7 +12,8 @@ from parcompute.record import merging
 from parcompute.record.record import Record, RecordError, read
 from parcompute.values.sweep import Configuration, Run
 
-HERE = Provenance(host="node1", cpu_model="slow", usable_cpus=2, n_rounds=8)
+HERE = Provenance(host="node1", cpu_model="slow", usable_cpus=2, n_rounds=8, collected_utc="2025-01-01T00:00:00")
+LATER = replace(HERE, collected_utc="2025-01-02T00:00:00")
 
 
 def runs_of(factor=1.0, n_rounds=8, provenance=HERE, n_items=100):
@@ -57,13 +58,22 @@ def a(tmp_path_factory):
 
 
 def test_faster_is_said_only_where_the_interval_excludes_one(a, tmp_path):
-    b = write(tmp_path / "b.h5", (HERE, runs_of(0.5)))
+    b = write(tmp_path / "b.h5", (LATER, runs_of(0.5, provenance=LATER)))
     assert {row.verdict for row in comparison.compare(a, b).rows} == {"B is faster"}
     assert {row.verdict for row in comparison.compare(b, a).rows} == {"B is slower"}
-    same = write(tmp_path / "c.h5", (HERE, runs_of(1.0001)))
+    same = write(tmp_path / "c.h5", (LATER, runs_of(1.0001, provenance=LATER)))
     assert {row.verdict for row in comparison.compare(a, same).rows} == {"no difference seen"}
     few = write(tmp_path / "d.h5", (HERE, runs_of(0.5, n_rounds=2)))
     assert {row.verdict for row in comparison.compare(few, few_of(tmp_path)).rows} == {"too few runs to tell"}
+
+
+def test_runs_of_the_same_rounds_are_compared_within_them(a, tmp_path):
+    there = replace(HERE, node_hosts="node1, node2")  # of the same session
+    shared = comparison.compare(a, write(tmp_path / "b.h5", (there, runs_of(1.0001, provenance=there))))
+    assert {(row.n_rounds, row.verdict) for row in shared.rows} == {(8, "B is slower")}
+    assert "within 8 rounds): B is slower" in shared.describe()[-1]
+    apart = comparison.compare(a, write(tmp_path / "c.h5", (LATER, runs_of(1.0001, provenance=LATER))))
+    assert {(row.n_rounds, row.verdict) for row in apart.rows} == {(0, "no difference seen")}
 
 
 def few_of(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parcompute.analysis.losses import Losses, Reference, list_schedule, losses
-from parcompute.values.parts import PARTS
+from parcompute.values.parts import PARTS, WORDS
 from parcompute.values.timeline import CHUNK_DTYPE, NODE_DTYPE, SPAN_DTYPE, WORKER_DTYPE, Timeline
 
 durations = st.integers(0, 10**7)
@@ -148,7 +149,9 @@ def test_a_chunk_that_began_before_the_stamp_of_its_submission_was_submitted() -
     ledger = by_hand([(0, 0, 0, 8, 80, 72, 85)], ready=[9])
     assert ledger.parts_ns["prologue"] == 8
     assert ledger.parts_ns["dispatch"] == 0
-    assert ledger.notes == ("no serial reference: useful is CPU time inside kernels, slowdown cannot be seen",)
+    assert ledger.notes == (
+        "no serial reference: computing is CPU time inside kernels, and that it is slower cannot be seen",
+    )
 
 
 def test_a_result_on_its_way_while_its_worker_computes_on_costs_no_more_than_the_gap() -> None:
@@ -231,9 +234,9 @@ def test_a_base_without_length_is_refused() -> None:
 
 def test_the_table_shows_every_part_and_its_share() -> None:
     text = str(by_hand([(0, 0, 0, 20, 80, 60, 85)], ready=[0, 30]))
-    assert [name for name in PARTS if f"\n  {name:<9} " not in text] == []
-    assert "useful         0.000000 s   30.00 %" in text
-    assert len({len(line) for line in text.splitlines() if line.endswith("%")}) == 1
+    assert [name for name in PARTS if not re.search(rf"\n  {WORDS[name]} .* %  {name}\n", text)] == []
+    assert "computing              0.000000 s   30.00 %" in text
+    assert len({line.index("%") for line in text.splitlines() if " s " in line and "%" in line}) == 1
 
 
 @given(timeline=timelines(), shift=st.integers(-(10**15), 10**15))
@@ -350,7 +353,7 @@ def test_spans_inputs_and_results_on_their_way_are_transfer() -> None:
     assert (first["tail"], first["drain"]) == (1 + 92 - 76, 8)
     # Node 1: 10-30 before its span, 93-97 behind it, in what would be drain.
     assert (second["transfer"], second["startup"], second["dispatch"], second["drain"]) == (24, 1, 1, 1 + 3)
-    assert "node 1, 1 workers: useful 58.0 %, " in str(ledger)
+    assert "node 1, 1 workers: computing 58.0 %, " in str(ledger)
 
 
 def test_a_node_that_got_no_span_has_no_transfer() -> None:
@@ -366,7 +369,8 @@ def test_a_part_that_a_wrong_clock_makes_negative_is_told_with_the_bound_and_not
     assert ledger.closes
     assert ledger.drain_ns == 2 * (100 - 102)
     assert ledger.notes[-1] == (
-        "drain is negative (-4 ns): stamps of the timeline overlap, the clocks of the nodes are known within 3 ns"
+        "finishing up is negative (-4 ns): stamps of the timeline overlap, "
+        "the clocks of the nodes are known within 3 ns"
     )
 
 

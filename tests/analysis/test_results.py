@@ -81,7 +81,7 @@ def test_the_laws_of_each_curve_are_rows_by_parameter(heat):
     assert usl["reason"].tolist() == ["not identifiable from 3 points"]
     assert usl["value"].isna().all()
     assert list(heat.compared) == ["threads"]
-    assert heat.verdicts[0].startswith("threads: scales to")
+    assert heat.verdicts[0].startswith("threads: on 4 workers, ")
 
 
 def test_the_shares_of_the_ledger_add_up_to_one(heat):

@@ -12,9 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parcompute.analysis import laws
+from parcompute.analysis.fits import fit
 from parcompute.analysis.scaling import alike, curves
 from parcompute.analysis.verdict import verdict
 from parcompute.machine.provenance import Provenance
+from parcompute.machine.quiet import Counters
+from parcompute.values.intervals import paired_ratio, ratio
+from parcompute.values.parts import PARTS
 from parcompute.values.sweep import Configuration, Run
 from parcompute.values.timeline import CHUNK_DTYPE, WORKER_DTYPE, Timeline
 
@@ -73,14 +77,53 @@ def amdahl_times(s: float, counts: tuple[int, ...]) -> dict[tuple[str, int], flo
 # ── speedup and its base ──────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_speedup_is_the_ratio_of_the_medians() -> None:
+def walls_of(runs: list[Run], backend: str, n_workers: int) -> list[float]:
+    return [
+        run.wall_s for run in runs if (run.configuration.backend, run.configuration.n_workers) == (backend, n_workers)
+    ]
+
+
+def test_a_speedup_is_that_within_rounds() -> None:
     runs = a_sweep(TWO)
     (curve,) = curves(runs, base="best_serial", n_cpus=2)
-    serial = np.median([run.wall_s for run in runs if run.configuration.backend == "serial"])
-    two = np.median([run.wall_s for run in runs if run.configuration.n_workers == 2])
-    assert curve.points[1].speedup.value == serial / two
-    assert curve.points[1].efficiency.value == serial / two / 2
-    assert curve.base.wall.median.value == serial
+    serial, two = walls_of(runs, "serial", 1), walls_of(runs, "processes", 2)
+    assert curve.points[1].speedup == paired_ratio(serial, two)
+    assert curve.points[1].speedups.tolist() == [one / other for one, other in zip(serial, two, strict=True)]
+    assert curve.points[1].efficiency == paired_ratio(serial, two).scaled(1 / 2)
+    assert curve.base.wall.median.value == np.median(serial)
+
+
+def test_a_machine_that_drifts_widens_no_speedup() -> None:
+    slower = np.random.default_rng(3).uniform(1, 2, 8)
+    calm = a_sweep(TWO)
+    drifting = [replace(run, wall_s=run.wall_s * slower[run.round]) for run in calm]
+    (one,), (other,) = (curves(runs, base="best_serial", n_cpus=2) for runs in (calm, drifting))
+    for a, b in zip(one.points, other.points, strict=True):
+        assert (a.speedup.low, a.speedup.high) == pytest.approx((b.speedup.low, b.speedup.high))
+    assert other.parallel_tax == one.parallel_tax
+
+
+def test_runs_of_another_session_are_no_round_with_those_before() -> None:
+    morning, evening = Provenance(collected_utc="morning"), Provenance(collected_utc="evening")
+    of = {each.id: each.as_dict() for each in (morning, evening)}
+    runs = [
+        replace(run, provenance=(morning if run.configuration.backend == "serial" else evening).id)
+        for run in a_sweep(TWO)
+    ]
+    (curve,) = curves(runs, base="best_serial", n_cpus=2, provenance=of)
+    assert [len(point.speedups) for point in curve.points] == [0, 0]
+    assert curve.points[1].speedup == ratio(walls_of(runs, "serial", 1), walls_of(runs, "processes", 2))
+
+
+def test_weak_scaling_is_scaled_within_rounds_too() -> None:
+    runs = [
+        a_run("mpi", N, 1.0 + 0.1 * N + 0.01 * round_, round_, kind="weak", n_items=100 * N)
+        for round_ in range(6)
+        for N in (1, 2)
+    ]
+    (curve,) = curves(runs, base="one_worker", n_cpus=2)
+    assert curve.points[1].speedups == pytest.approx([2 * (1.1 + 0.01 * i) / (1.2 + 0.01 * i) for i in range(6)])
+    assert curve.points[1].speedup.low <= 2 * 1.1 / 1.2 <= curve.points[1].speedup.value
 
 
 @pytest.mark.parametrize(
@@ -116,7 +159,7 @@ def test_an_unknown_base_is_named() -> None:
         curves(a_sweep(TWO), base="fastest", n_cpus=2)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("n_rounds", "is_range"), [(3, True), (4, False)])
+@pytest.mark.parametrize(("n_rounds", "is_range"), [(5, True), (6, False)])
 def test_few_runs_give_a_range(n_rounds: int, is_range: bool) -> None:
     (curve,) = curves(a_sweep(TWO, n_rounds), base="best_serial", n_cpus=2)
     assert curve.points[1].speedup.is_range == is_range
@@ -157,13 +200,24 @@ def test_disturbed_and_wrong_runs_are_left_out_and_counted() -> None:
     (clean,) = curves(runs, base="best_serial", n_cpus=2)
     assert dict(curve.left_out) == {"disturbed": 2, "not verified": 1}
     assert curve.points[1].speedup == clean.points[1].speedup
-    assert "left out: 2 disturbed, 1 not verified" in verdict(curve)
+    assert "left out: 2 disturbed, 1 not verified" in verdict(curve).numbers
 
 
-def test_a_base_of_disturbed_runs_is_none() -> None:
-    runs = [replace(run, disturbed="load") if run.configuration.backend == "serial" else run for run in a_sweep(TWO)]
+def test_a_base_of_few_disturbed_runs_is_none() -> None:
+    runs = [replace(run, disturbed="load") if run.configuration.backend == "serial" else run for run in a_sweep(TWO, 5)]
     with pytest.raises(ValueError, match="needs an undisturbed, verified run of backend serial"):
         curves(runs, base="best_serial", n_cpus=2)
+
+
+def test_what_was_disturbed_all_day_has_speedups_and_ranges_of_times() -> None:
+    runs = a_sweep(TWO)
+    (quiet,) = curves(runs, base="best_serial", n_cpus=2)
+    (curve,) = curves([replace(run, disturbed="load") for run in runs], base="best_serial", n_cpus=2)
+    for one, other in zip(curve.points, quiet.points, strict=True):
+        assert (one.speedup, one.n_disturbed, one.wall.n) == (other.speedup, 8, 8)
+        assert (one.wall.median.is_range, one.wall.median.value) == (True, other.wall.median.value)
+    assert curve.base.wall.median.is_range
+    assert (curve.fit, dict(curve.left_out)) == (None, {})
 
 
 def test_runs_of_unlike_conditions_refuse_to_mix() -> None:
@@ -270,7 +324,7 @@ def a_timeline(wall_s: float, n_workers: int, dispatch_share: float) -> Timeline
     return Timeline(0, 0, end, chunks, np.array([(i, 100 + i, 0) for i in range(n_workers)], WORKER_DTYPE))
 
 
-def test_the_verdict_of_two_cores_names_speedup_interval_base_limit_and_loss() -> None:
+def test_the_first_line_is_for_people_and_the_numbers_stand_under_it() -> None:
     runs = [
         replace(run, timelines=(a_timeline(run.wall_s, run.configuration.n_workers, 0.013),))
         if run.configuration.n_workers == 2
@@ -279,11 +333,15 @@ def test_the_verdict_of_two_cores_names_speedup_interval_base_limit_and_loss() -
     ]
     (curve,) = curves(runs, base="best_serial", n_cpus=2)
     S, wall = curve.points[1].speedup, curve.base.wall.median
-    assert verdict(curve) == (
-        f"processes: scales to {S.value:.2f}× on 2 CPUs (95 % {S.low:.2f}–{S.high:.2f}; base: best serial, "
-        f"{wall.value:.4g} (95 % {wall.low:.4g}–{wall.high:.4g}) s); serial fraction not identifiable from 2 points; "
-        "1.3 % lost to dispatch"
-    )
+    assert str(verdict(curve, "heat")).splitlines() == [
+        f"processes: on 2 workers, heat runs {S.value:.3g} times as fast as without parallelism (ideal: 2). "
+        f"What is missing is mostly fetching work, 1 % of the core time ({PARTS['dispatch']}).",
+        f"  on 2: {S.value:.2f}× (95 % {S.low:.2f}–{S.high:.2f}, within 8 rounds), efficiency {50 * S.value:.1f} % "
+        f"({50 * S.low:.1f}–{50 * S.high:.1f})",
+        f"  base: best serial, {wall.value:.4g} (95 % {wall.low:.4g}–{wall.high:.4g}) s",
+        "  Amdahl's law: serial fraction not identifiable from 2 points",
+        "  whether others used the machine meanwhile is not known: it has no counters for it",
+    ]
 
 
 def test_the_loss_is_measured_against_the_kernels_of_the_base() -> None:
@@ -293,24 +351,55 @@ def test_the_loss_is_measured_against_the_kernels_of_the_base() -> None:
     ]
     (curve,) = curves(runs, base="best_serial", n_cpus=2)
     assert curve.points[1].lost["slowdown"] == pytest.approx(0.25)
-    assert "25.0 % lost to slowdown" in verdict(curve)
+    assert "What is missing is mostly slower computing, 25 % of the core time (on a CPU but" in verdict(curve).sentence
+    assert any(line.startswith("apparent serial fraction 33.3 %: 33.3 slower") for line in verdict(curve).numbers)
 
 
 @pytest.mark.parametrize(
-    ("two", "n_rounds", "words"),
+    ("times", "n_rounds", "words"),
     [
-        (4.0, 8, "scales to "),
-        (4.0, 3, "too few runs to be sure"),
-        (8.0, 8, "no faster than its base"),
-        (12.0, 8, "slower than its base"),
+        (
+            {("serial", 1): 8.0, ("processes", 2): 4.2},
+            8,
+            "on 2 workers, this runs 1.9 times as fast as without parallel",
+        ),
+        ({("serial", 1): 8.0, ("processes", 2): 4.2}, 3, " (ideal: 2), from too few rounds to be sure."),
+        (
+            {("serial", 1): 8.0, ("processes", 2): 8.0},
+            8,
+            "this is no faster than without parallelism, as far as the runs",
+        ),
+        (
+            {("serial", 1): 8.0, ("processes", 2): 12.0},
+            8,
+            "more workers make it slower: on 2 workers, this takes 1.5 times",
+        ),
+        ({("serial", 1): 8.0, ("processes", 1): 8.8}, 8, "this takes 1.10 times as long on one worker as without"),
+        ({("processes", 2): 8.0}, 8, "s on 2 workers, the only number of workers that was measured."),
+        (
+            {("processes", 2): 8.0, ("processes", 4): 12.0},
+            8,
+            "on 2 workers, as fast as it gets. From there on more workers",
+        ),
+        ({("processes", 2): 8.0, ("processes", 4): 4.2}, 8, "times as fast as 2 workers (ideal: 2)."),
     ],
 )
-def test_faster_is_said_only_where_the_interval_excludes_one(two: float, n_rounds: int, words: str) -> None:
-    runs = [run for run in a_sweep({("serial", 1): 8.0, ("processes", 2): two}, n_rounds)]
-    (curve,) = curves(runs, base="best_serial", n_cpus=2)
-    said = verdict(curve)
-    assert words in said
-    assert ("scales to" in said) == (words == "scales to ")
+def test_faster_and_slower_are_said_only_where_the_interval_excludes_one(times, n_rounds, words) -> None:
+    base = "best_serial" if ("serial", 1) in times else "smallest_n"
+    (curve,) = curves(a_sweep(times, n_rounds, cv=0.002), base=base, n_cpus=4)
+    assert words in verdict(curve).sentence
+
+
+def test_weak_scaling_is_told_as_work_in_the_same_time() -> None:
+    runs = [
+        a_run("mpi", N, (1.0 + 0.03 * N) * (1 + 0.001 * (i % 3)), i, kind="weak", n_items=100 * N)
+        for i in range(6)
+        for N in (1, 2, 4)
+    ]
+    (curve,) = curves(runs, base="one_worker", n_cpus=4)
+    assert "on 4 workers, this does 3.7 times the work of one worker in the same time (ideal: 4)." in str(
+        verdict(curve)
+    )
 
 
 def test_the_verdict_tells_where_scaling_ends() -> None:
@@ -323,9 +412,12 @@ def test_the_verdict_tells_where_scaling_ends() -> None:
     }
     (curve,) = curves(a_sweep(times), base="best_serial", n_cpus=8)
     said = verdict(curve)
-    assert "× on 4 CPUs" in said
-    assert "and not further: 1.6" in said
-    assert "Amdahl's law does not hold" in said
+    assert "on 4 workers, this runs 2.7 times as fast" in said.sentence
+    assert "From there on more workers make it slower: 1.6 times on 8." in said.sentence
+    assert "What the rest goes to is not known: no run has a timeline." in said.sentence
+    assert [line.partition(":")[0] for line in said.numbers[:2]] == ["on 4", "on 8"]
+    assert any("Amdahl's law does not hold" in line for line in said.numbers)
+    assert "By the fitted law" not in said.sentence
 
 
 def test_the_verdict_gives_the_serial_fraction_where_the_points_do() -> None:
@@ -333,28 +425,52 @@ def test_the_verdict_gives_the_serial_fraction_where_the_points_do() -> None:
     assert curve.fit is not None
     low, high = curve.fit.intervals["s"]
     assert low < 0.05 < high
-    assert (
-        f"serial fraction {100 * curve.fit.parameters['s']:.2g} % (95 % {100 * low:.2g}–{100 * high:.2g}), so at most"
-        in verdict(curve)
-    )
+    s, most = 100 * curve.fit.parameters["s"], round(curve.fit.parameters["S_max"])
+    told = f"Amdahl's law: serial fraction {s:.2g} % (95 % {100 * low:.2g}–{100 * high:.2g}), so at most {most}×"
+    assert told in verdict(curve).numbers
+    assert f"no number of workers makes it more than {most} times as fast." in verdict(curve).sentence
+
+
+def test_a_law_with_a_peak_is_told_by_it() -> None:
+    N = [1, 2, 4, 8, 16, 32]
+    (curve,) = curves(a_sweep({("processes", n): 8.0 for n in N}), base="one_worker", n_cpus=32)
+    peaked = verdict(replace(curve, fit=fit("usl", N, [8.0 * (0.95 / n + 0.05 + 0.004 * n) for n in N])))
+    assert "By the fitted law it is fastest on about 15 workers." in peaked.sentence
+    assert any(line.startswith("USL: T1 8.03, sigma 0.0538, kappa 0.00398, ") for line in peaked.numbers)
 
 
 def test_perfect_scaling_bounds_the_serial_fraction() -> None:
     times = {("serial", 1): 8.0} | {("processes", N): 8.0 / N**1.001 for N in (1, 2, 4, 8)}
     (curve,) = curves(a_sweep(times), base="best_serial", n_cpus=8)
-    assert "serial fraction below 0." in verdict(curve)
+    assert any(line.startswith("Amdahl's law: serial fraction below 0.") for line in verdict(curve).numbers)
 
 
 def test_more_than_ideal_is_pointed_out() -> None:
     (curve,) = curves(a_sweep({("serial", 1): 8.0, ("processes", 2): 3.0}), base="best_serial", n_cpus=2)
-    assert "more than ideal: the base may be no baseline" in verdict(curve)
+    assert "That is more than ideal: the base may be no baseline" in verdict(curve).sentence
 
 
 def test_more_workers_than_cpus_are_not_called_cpus() -> None:
     runs = a_sweep({("serial", 1): 8.0, ("processes", 4): 4.0})
     (curve,) = curves(runs, base="best_serial", n_cpus=2)
     assert curve.fit is None
-    assert "× with 4 workers on 2 CPUs" in verdict(curve)
+    assert "on 4 workers that share 2 CPUs, this runs" in verdict(curve).sentence
+
+
+def test_wrong_results_and_disturbed_rounds_are_told() -> None:
+    runs = [replace(run, disturbed="load") if run.round > 3 else run for run in a_sweep(TWO)]
+    wrong = replace(a_run("processes", 2, 4.1, 8), verified=False)
+    (curve,) = curves([*runs, wrong], base="best_serial", n_cpus=2)
+    said = verdict(curve)
+    assert "1 run gave a wrong result and is in no number." in said.sentence
+    assert ", within 8 rounds, 4 of them disturbed), " in said.numbers[0]
+    assert "left out: 8 disturbed, 1 not verified" in said.numbers
+
+
+def test_a_machine_whose_counters_are_known_is_not_said_to_have_none() -> None:
+    runs = [replace(run, counters=Counters(stolen_s=0.0)) for run in a_sweep(TWO)]
+    (curve,) = curves(runs, base="best_serial", n_cpus=2)
+    assert "counters" not in str(verdict(curve))
 
 
 @given(
@@ -366,6 +482,6 @@ def test_any_times_have_a_verdict(times: dict[int, float], n_rounds: int, n_cpus
     runs = [a_run("processes", N, T, round_) for round_ in range(n_rounds) for N, T in times.items()]
     (curve,) = curves(runs, base="smallest_n", n_cpus=n_cpus)
     assert [point.n_workers for point in curve.points] == sorted(times)
-    said = verdict(curve)
-    assert "\n" not in said
+    said = str(verdict(curve))
+    assert said.count("\n") == len(verdict(curve).numbers)
     assert "nan" not in said

@@ -212,7 +212,7 @@ def test_tables_and_verdicts_have_the_nodes():
     heading, *rows = tables.points(study)
     assert heading[:4] == ("backend", "workers", "nodes", "runs")
     assert [row[1:3] for row in rows] == [("1", "1"), ("4", "1"), ("8", "2")]
-    assert " on 8 CPUs of 2 nodes (95 % " in tables.verdicts(study)[0]
+    assert "mpi: on 8 workers of 2 nodes, counting runs " in str(tables.verdicts(study)[0])
     assert rules._levels(study).endswith("; n_nodes: 1, 2")
     (alone,) = studies(recorded(a_run("serial"), a_run("processes", 2)))
     assert "nodes" not in tables.points(alone)[0]

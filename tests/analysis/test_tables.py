@@ -1,6 +1,7 @@
 """A study as text: aligned, with units, intervals and the base, and with what was left out."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -47,7 +48,8 @@ def test_a_table_names_study_and_base_and_has_a_row_per_point():
 
 
 def test_each_number_has_its_interval():
-    *_, row = tables.table(study_of(SERIAL, runs_of("threads", 2, 5.0)))
+    turned = [replace(run, round=5 - run.round) for run in runs_of("threads", 2, 5.0)]
+    *_, row = tables.table(study_of(SERIAL, turned))
     time, speedup, efficiency = re.split(r"  +", row)[3:]
     assert time == "5.125 (95 % 5–5.25)"
     assert re.fullmatch(r"1\.60 \(95 % 1\.5\d–1\.6\d\)", speedup)
@@ -82,10 +84,10 @@ def test_what_was_left_out_is_counted_by_reason_the_base_case_included():
 
 
 def test_a_study_in_which_nothing_counts_says_so():
-    study = study_of(runs_of("serial", 1, 8.0, disturbed="load"), runs_of("threads", 2, 4.0, verified=False))
+    study = study_of(runs_of("serial", 1, 8.0, n=5, disturbed="load"), runs_of("threads", 2, 4.0, verified=False))
     _, nothing, left_out = tables.table(study)
     assert nothing.startswith("no run counts: none is both verified and undisturbed")
-    assert left_out == "left out of 12 runs: 6 disturbed, 6 not verified"
+    assert left_out == "left out of 11 runs: 5 disturbed, 6 not verified"
     assert tables.verdicts(study) == []
 
 
@@ -111,9 +113,15 @@ def test_ways_of_running_with_bases_of_their_own_have_each_its_base():
     ]
 
 
+def test_a_table_says_which_times_are_of_disturbed_runs():
+    *_, row, last = tables.table(study_of(SERIAL, runs_of("threads", 2, 4.0, disturbed="load")))
+    assert "4.1 (range 4–4.2)" in row
+    assert last == "6 runs were disturbed and have no undisturbed ones beside them: their times are ranges"
+
+
 @pytest.mark.parametrize("n_ways", [1, 2])
 def test_there_is_a_verdict_for_each_way_of_running(n_ways):
     groups = [runs_of("threads", 2, 4.0), runs_of("pool", 2, 4.2)][:n_ways]
     verdicts = tables.verdicts(study_of(SERIAL, *groups))
-    assert [verdict.partition(":")[0] for verdict in verdicts] == sorted(["threads", "pool"][:n_ways])
-    assert all("scales to" in verdict for verdict in verdicts)
+    assert [told.sentence.partition(":")[0] for told in verdicts] == sorted(["threads", "pool"][:n_ways])
+    assert all("on 2 workers, counting runs " in told.sentence for told in verdicts)

@@ -13,7 +13,7 @@ import parcompute as pc
 from parcompute.executor import advice
 from parcompute.executor.advice import Measured, Way
 from parcompute.experiments import scripts
-from parcompute.values.intervals import ratio, summarise
+from parcompute.values.intervals import paired_ratio, summarise
 
 ROOT = Path(__file__).parents[2]
 SERIAL, THREADS, PROCESSES, ONE = (
@@ -28,7 +28,7 @@ def measured(**walls_s):
     """What was measured, from seconds by way."""
     of = {"serial": SERIAL, "threads": THREADS, "processes": PROCESSES, "one": ONE}
     times = {of[name]: [s * (1 + 0.001 * i) for i in range(7)] for name, s in walls_s.items()}
-    return {way: Measured(way, summarise(t).median, ratio(times[SERIAL], t)) for way, t in times.items()}
+    return {way: Measured(way, summarise(t).median, paired_ratio(times[SERIAL], t)) for way, t in times.items()}
 
 
 @pytest.mark.parametrize(

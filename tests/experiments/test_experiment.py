@@ -325,7 +325,7 @@ def test_nothing_is_drawn_of_a_study_in_which_nothing_can_be_compared(experiment
     assert "serial runs only, nothing to compare them with: " in out
     assert "no run counts: " in out
     assert out.count("disturbed: others computed") == 2
-    assert "what was disturbed is in no number above; --budget 120 allows more runs" in out
+    assert "what was disturbed is left out as far as there are others; --budget 120 allows more runs" in out
 
 
 def test_results_of_another_command_have_to_agree_with_those_on_record(experiment, tmp_path, monkeypatch, capsys):

@@ -276,6 +276,16 @@ def test_only_what_is_not_known_well_enough_is_run_again():
     assert set(this.unsettled(took(this, ([1.0] * 6, [1.0] * 6), "others computed"))) == {serial, threads}
 
 
+def test_a_further_round_visits_the_serial_case_of_what_is_not_known_well_enough():
+    this = with_precision(0.02, 1e9)
+    serial, threads = this.configurations
+    other = dataclasses.replace(serial, variant="other")
+    this = dataclasses.replace(this, configurations=(serial, threads, other))
+    runs = took(this, ([1.0] * 6, [1.0, 1.1] * 3, [1.0] * 6))
+    visits = list(itertools.islice(measure._visits(this, runs), 2))
+    assert sorted(visits) == [(6, serial), (6, threads)]
+
+
 def test_no_further_round_begins_when_the_budget_is_spent():
     this = with_precision(0.02, 10.0)
     noisy = took(this, ([1.0, 1.5] * 3, [1.0, 1.5] * 3))

@@ -202,6 +202,7 @@ CASES = {
     "collapse": a_sweep(POWERS, FOUR, law=COLLAPSE),
     "noise": a_sweep(POWERS, FOUR, cv=0.3),
     "disturbed": some_runs(a_sweep((1, 2, 4), FOUR), 5, disturbed=BUSY),
+    "disturbed all day": all_runs(a_sweep(backends=FOUR[:2]), disturbed=BUSY),
     "faster than the reference": a_sweep(faster=1.15),
     "no timelines": a_sweep(timed=False),
     "schedules": schedules(),
@@ -430,7 +431,7 @@ def test_too_few_runs_for_an_interval_give_a_dotted_range() -> None:
     chosen, ax = drawn("two cores, ranges")
     assert {bar.lines[2][0].get_linestyle()[0][1] is not None for bar in ax.containers} == {True}
     said = captions.of_curves(chosen)
-    assert "Dotted bars: range, too few runs for an interval." in said
+    assert "Dotted bars: range, too few rounds for an interval." in said
     assert "95 % interval" not in said
     assert "(range " in captions.base_line(chosen)
 
@@ -486,8 +487,8 @@ def test_faster_than_the_reference_stands_left_of_zero_and_is_said() -> None:
     ledgers.ledger(ax, bars)
     assert ax.get_xlim()[0] < -5
     assert (
-        "Left of zero, less than in the base case: lost_cpu (processes on 1: −0.1 %), slowdown ("
-        in captions.of_ledger(chosen, bars)
+        "Left of zero, less than in the base case: waiting for a CPU (processes on 1: −0.1 %), slower "
+        "computing (" in captions.of_ledger(chosen, bars)
     )
     assert "Left of zero" not in captions.of_ledger(chosen, panels.bars(choose(CASES["two cores"])))
 
@@ -516,7 +517,7 @@ def test_only_runs_on_nodes_have_transfer_in_their_legends() -> None:
         for kind in ("ledger", "timeline"):
             ax = Figure().add_subplot()
             panels.PANELS[kind].make(chosen).draw(ax)
-            assert ("transfer" in ax.get_legend_handles_labels()[1]) == there
+            assert ("sending to nodes" in ax.get_legend_handles_labels()[1]) == there
 
 
 def test_the_timeline_shows_each_worker_what_the_ledger_books() -> None:
@@ -570,6 +571,13 @@ def test_the_caption_says_what_was_measured_and_what_was_left_out() -> None:
         assert f"6 rounds in random order, 78 runs, {n} left out: {n} disturbed ({BUSY})." in said
         assert "Clock: perf_counter_ns: clock_gettime(CLOCK_MONOTONIC), from call to result" in said
         assert "Imaginary 9000 64-Core Processor, 4 usable CPUs; parcompute/1, conditions" in said
+
+
+def test_the_caption_says_which_numbers_are_of_disturbed_rounds() -> None:
+    said = captions.of_curves(choose(CASES["disturbed all day"]))
+    assert " none left out. 30 disturbed ones have no others beside them: their times are ranges. " in said
+    assert "Marks keep up to 6 disturbed rounds: fewer than six others are there." in said
+    assert "Bars with caps: 95 % interval." in said
 
 
 def test_runs_without_a_value_or_a_time_are_left_out() -> None:
@@ -647,7 +655,7 @@ def test_the_base_is_the_fairest_that_was_measured(case: str, base: str) -> None
 @pytest.mark.parametrize(
     ("recorded", "reason"),
     [
-        (all_runs(a_sweep(), disturbed=BUSY), r"none of 54 like runs gives a curve \(54 disturbed\); run"),
+        (all_runs(a_sweep(n_rounds=5), disturbed=BUSY), r"none of 45 like runs gives a curve \(45 disturbed\); run"),
         (all_runs(a_sweep(), wall_s=math.nan), r"\(54 without a time\)"),
         (a_sweep(backends=()), r"\(all are of the serial backend\)"),
         (a_file(), r"montecarlo.h5: has no run$"),

@@ -278,7 +278,7 @@ def test_plain_h5py_sees_the_documented_schema(record: Record) -> None:
 
 
 def test_the_document_names_every_field() -> None:
-    document = (Path(__file__).parents[2] / "docs" / "file-format.md").read_text(encoding="utf-8")
+    document = (Path(__file__).parents[2] / "docs" / "reference" / "file-format.md").read_text(encoding="utf-8")
     tables = (CHUNK_DTYPE, WORKER_DTYPE, DEATH_DTYPE, NODE_DTYPE, SPAN_DTYPE, JOB_DTYPE)
     names = [name for name, _, _ in FIELDS] + [name for table in tables for name in table.names or ()]
     assert [name for name in names if f"`{name}`" not in document] == []

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from parcompute.values.intervals import Interval, _mann_whitney_rank, median_ranks, ratio, summarise
+from parcompute.values.intervals import (
+    Interval,
+    _mann_whitney_rank,
+    _signed_rank,
+    median_ranks,
+    paired_ratio,
+    ratio,
+    summarise,
+)
 
 times = st.floats(1e-3, 1e3)
 
@@ -49,6 +57,8 @@ def test_nothing_has_no_summary() -> None:
         summarise([])
     with pytest.raises(ValueError, match="a ratio of 1 and 0 values"):
         ratio([1.0], [])
+    with pytest.raises(ValueError, match="pairs of 0 and 0 values"):
+        paired_ratio([], [])
 
 
 # Two-sided 5 % critical values of U from printed tables; the rank is one more.
@@ -86,6 +96,49 @@ def test_the_interval_of_a_ratio_covers_the_truth_as_often_as_it_says() -> None:
         a, b = 2 * rng.lognormal(0, 0.05, 8), rng.lognormal(0, 0.05, 10)
         covered += not ratio(a, b).excludes(2.0)
     assert covered / 1000 >= 0.93
+
+
+# ── in pairs ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+# Two-sided 5 % critical values of Wilcoxon's T from printed tables; the rank is one more.
+@pytest.mark.parametrize(("n", "critical"), [(6, 0), (7, 2), (8, 3), (9, 5), (10, 8), (15, 25), (20, 52), (25, 89)])
+def test_the_ranks_of_walsh_averages_are_those_of_the_tables(n: int, critical: int) -> None:
+    assert _signed_rank(n) == critical + 1
+
+
+@pytest.mark.parametrize("n", range(1, 6))
+def test_below_six_pairs_there_is_no_interval_but_the_range_of_the_ratios(n: int) -> None:
+    a, b = np.arange(2.0, 2 + n), np.ones(n)
+    found = paired_ratio(a, b)
+    assert _signed_rank(n) == 0
+    assert found.is_range
+    assert (found.low, found.high) == pytest.approx((a.min(), a.max()))
+
+
+def test_the_exact_signed_ranks_go_over_into_those_of_the_normal_law() -> None:
+    assert abs(_signed_rank(200) - _signed_rank(201)) < 200
+
+
+@given(st.lists(st.tuples(times, times), min_size=1, max_size=12))
+def test_a_paired_ratio_lies_within_its_interval_and_that_of_the_inverse_is_the_inverse(pairs: list) -> None:
+    a, b = np.array(pairs).T
+    one, other = paired_ratio(a, b), paired_ratio(b, a)
+    assert one.low <= one.value <= one.high
+    assert (one.value, one.low, one.high) == pytest.approx((1 / other.value, 1 / other.high, 1 / other.low))
+
+
+def test_what_slows_both_of_a_pair_down_is_not_in_a_paired_ratio() -> None:
+    rng = np.random.default_rng(0)
+    a, b, slower = 2 * rng.lognormal(0, 0.01, 8), rng.lognormal(0, 0.01, 8), rng.uniform(1, 3, 8)
+    calm, drifting = paired_ratio(a, b), paired_ratio(a * slower, b * slower)
+    assert (drifting.value, drifting.low, drifting.high) == pytest.approx((calm.value, calm.low, calm.high))
+    assert ratio(a * slower, b * slower).high > 1.4 * drifting.high
+
+
+def test_pairs_of_unlike_number_are_refused() -> None:
+    with pytest.raises(ValueError, match="pairs of 2 and 1 values; pass as many of each"):
+        paired_ratio([1.0, 2.0], [1.0])
 
 
 def test_a_range_excludes_nothing() -> None:

@@ -1,5 +1,7 @@
 """A sweep goes over powers of two, and over its configurations in an order that is random and can be had again."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,3 +49,15 @@ def test_each_configuration_comes_first_in_some_round():
 
 def test_a_configuration_names_its_backend_and_workers():
     assert str(configurations(2)[1]) == "processes × 2"
+
+
+def test_the_serial_case_of_weak_scaling_has_one_workers_share() -> None:
+    weak, strong = (
+        Configuration("pool", 4, 1, "guided", "fork", kind, 400, variant="a") for kind in ("weak", "strong")
+    )
+    assert (weak.n_items_of_one, strong.n_items_of_one) == (100, 400)
+    serial = Configuration("serial", 1, 1, "guided", "", "strong", 100, variant="a")
+    assert serial.is_serial_of(weak)
+    assert not serial.is_serial_of(strong)
+    assert not replace(serial, variant="b").is_serial_of(weak)
+    assert not replace(serial, backend="threads").is_serial_of(weak)

@@ -10,7 +10,8 @@ import numpy as np
 from parcompute.analysis.studies import Study, studies
 from parcompute.machine.provenance import Value, differences
 from parcompute.record.record import Recorded
-from parcompute.values.intervals import Interval, ratio
+from parcompute.values.intervals import Interval
+from parcompute.values.rounds import pairs, ratio_of_runs
 from parcompute.values.sweep import Configuration
 
 
@@ -28,6 +29,8 @@ class Row:
         Median seconds.
     speedup : Interval
         Time of A over that of B: above 1, B is faster.
+    n_rounds : int
+        Rounds that the two share and the speed-up is within; 0: it is of all runs.
     """
 
     configuration: Configuration
@@ -36,6 +39,7 @@ class Row:
     a_s: float
     b_s: float
     speedup: Interval
+    n_rounds: int
 
     @property
     def verdict(self) -> str:
@@ -81,9 +85,10 @@ class Comparison:
         for row in self.rows:
             c, S = row.configuration, row.speedup
             kind = "range" if S.is_range else "95 %"
+            within = f", within {row.n_rounds} rounds" if row.n_rounds else ""
             lines.append(
                 f"{c.name:<{wide}}  A {row.a_s:.4g} s, B {row.b_s:.4g} s, A/B {S.value:.3f} "
-                f"({kind} {S.low:.3f}–{S.high:.3f}): {row.verdict}"
+                f"({kind} {S.low:.3f}–{S.high:.3f}{within}): {row.verdict}"
             )
         return lines + [f"not compared: {told}" for told in self.only]
 
@@ -122,6 +127,7 @@ def compare(a: Recorded, b: Recorded, *, seed: int | None = None, n_items: int |
     before = _newest(ours)
     walls_a, walls_b = _walls(before), _walls(newest)
     both = sorted(walls_a.keys() & walls_b.keys())
+    of = {**before.sessions, **newest.sessions}
     if not both:
         raise ValueError(f"{a.path} and {b.path} have no configuration in common; run the same backends and workers")
     rows = tuple(
@@ -131,7 +137,8 @@ def compare(a: Recorded, b: Recorded, *, seed: int | None = None, n_items: int |
             len(walls_b[c]),
             float(np.median(walls_a[c])),
             float(np.median(walls_b[c])),
-            ratio(walls_a[c], walls_b[c]),
+            ratio_of_runs(before.runs_at(c), newest.runs_at(c), of),
+            len(pairs(before.runs_at(c), newest.runs_at(c), of).times_s),
         )
         for c in both
     )

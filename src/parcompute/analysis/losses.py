@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parcompute.values import views
-from parcompute.values.parts import PARTS, time_of_workers, works_on
+from parcompute.values.parts import PARTS, WORDS, time_of_workers, works_on
 from parcompute.values.timeline import Timeline
 
 
@@ -202,25 +202,29 @@ class Losses:
                 "the reference is no baseline; measure it again"
             )
         if self.reference is None:
-            notes.append("no serial reference: useful is CPU time inside kernels, slowdown cannot be seen")
+            notes.append(
+                "no serial reference: computing is CPU time inside kernels, and that it is slower cannot be seen"
+            )
         for name in ("prologue", "dispatch", "transfer", "return", "drain"):
             if (ns := self.parts_ns[name]) < 0:
                 known = f", the clocks of the nodes are known within {self.bound_ns} ns" if self.bound_ns else ""
-                notes.append(f"{name} is negative ({ns} ns): stamps of the timeline overlap{known}")
+                notes.append(f"{WORDS[name]} is negative ({ns} ns): stamps of the timeline overlap{known}")
         return tuple(notes)
 
     def __str__(self) -> str:
         lines = [f"{self.n_workers} workers × {self.makespan_ns * 1e-9:.6f} s = {self.total_ns * 1e-9:.6f} core-s"]
         for name, ns in self.parts_ns.items():
-            lines.append(f"  {name:<9} {ns * 1e-9:13.6f} s {100 * _ratio(ns, self.total_ns):7.2f} %")
-        lines.append(f"  {'sum':<9} {sum(self.parts_ns.values()) * 1e-9:13.6f} s {100:7.2f} %")
+            lines.append(f"  {WORDS[name]:<17} {ns * 1e-9:13.6f} s {100 * _ratio(ns, self.total_ns):7.2f} %  {name}")
+        lines.append(f"  {'sum':<17} {sum(self.parts_ns.values()) * 1e-9:13.6f} s {100:7.2f} %")
         lines.append(
             f"PE {self.parallel_efficiency:.3f} = LB {self.load_balance:.3f}"
             f" × CommE {self.communication_efficiency:.3f};"
             f" CompS {self.computation_scaling:.3f}; GE {self.global_efficiency:.3f}"
         )
         for i, node in enumerate(self.nodes):
-            told = ", ".join(f"{name} {100 * node.share(name):.1f} %" for name, ns in node.parts_ns.items() if ns)
+            told = ", ".join(
+                f"{WORDS[name]} {100 * node.share(name):.1f} %" for name, ns in node.parts_ns.items() if ns
+            )
             lines.append(f"node {i}, {node.n_workers} workers: {told}")
         lines.extend(f"note: {note}" for note in self.notes)
         return "\n".join(lines)
@@ -354,6 +358,18 @@ def _of_job(timeline: Timeline, reference: Reference | None) -> Losses:
     parts_ns = {name: int(ns.sum()) for name, ns in spent.items()}
     bound_ns = max((node.bound_ns for node in nodes), default=0)
     return _ledger(parts_ns, makespan_ns, computing, kernels, reference, bound_ns, tuple(nodes))
+
+
+def shares(ledgers: Sequence[Losses]) -> dict[str, float]:
+    """Return the share of each part in the core-seconds of several runs; nothing for none."""
+    total = sum(ledger.total_ns for ledger in ledgers)
+    return {name: sum(ledger.parts_ns[name] for ledger in ledgers) / total for name in PARTS} if total else {}
+
+
+def summands(ledgers: Sequence[Losses], base_ns: int) -> dict[str, float]:
+    """Return what the serial fraction of several runs, at least one, consists of: mean of `Losses.karp_flatt`."""
+    of_runs = [ledger.karp_flatt(base_ns) for ledger in ledgers]
+    return {name: sum(each[name] for each in of_runs) / len(of_runs) for name in of_runs[0]}
 
 
 def list_schedule(durations: Iterable[int], n_workers: int) -> int:

@@ -118,8 +118,8 @@ class Results:
 
     @property
     def verdicts(self) -> tuple[str, ...]:
-        """A sentence per way of running: how far it scales, and what the rest was lost to."""
-        return tuple(tables.verdicts(self.study))
+        """For each way of running, how far it scales and what the rest was lost to; its numbers in the lines below."""
+        return tuple(map(str, tables.verdicts(self.study)))
 
     # ── tables ────────────────────────────────────────────────────────────────────────────────────────
 

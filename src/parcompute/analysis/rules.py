@@ -51,6 +51,9 @@ def checklist(study: Study) -> list[Rule]:
     """
     points = [point for curve in study.curves for point in curve.points]
     fewest = min((point.wall.n for point in points), default=0)
+    ranges = any(point.wall.median.is_range or point.speedup.is_range for point in points)
+    rounds = sorted({len(point.speedups) for point in points} - {0})
+    within = f"within {rounds[0]}{f' to {rounds[-1]}' * (len(rounds) > 1)} rounds" if rounds else ""
     at = study.provenance
     bases = "; ".join(dict.fromkeys(str(curve.base) for curve in study.curves))
     left_out = ", ".join(f"{n} {reason}" for reason, n in study.left_out.items()) or "none"
@@ -75,17 +78,25 @@ def checklist(study: Study) -> list[Rule]:
             True,
             "times are stored in seconds and summarised by medians; no rate is averaged",
         ),
-        ("do not average ratios", True, "each speedup is the ratio of two medians"),
+        (
+            "do not average ratios",
+            True,
+            f"each speedup is a shift of logarithms {within} (Hodges and Lehmann): A over B agrees with B over A"
+            if rounds
+            else "each speedup is the ratio of two medians",
+        ),
         (
             "say whether results are deterministic, and give intervals",
-            bool(points) and fewest >= 6 and digests == sizes,
+            bool(points) and not ranges and digests == sizes,
             f"{digests} digest{'s' * (digests != 1)} for {sizes} problem{'s' * (sizes != 1)}; "
-            f"at least {fewest} runs per point" + (": ranges only, below six" if fewest < 6 else ", 95 % intervals"),
+            f"at least {fewest} runs per point{f', speedups {within}' if within else ''}: "
+            + ("some have ranges only, of less than six or of disturbed ones" if ranges else "95 % intervals"),
         ),
         (
             "do not take times for normal without a check",
             True,
-            "intervals of medians by binomial ranks, of ratios by Hodges and Lehmann, of fits by bootstrap over rounds",
+            "intervals of medians by binomial ranks; of ratios by Hodges and Lehmann, from signed ranks within rounds, "
+            "or from those of Mann and Whitney where no rounds are shared; of fits by bootstrap over rounds",
         ),
         (
             "compare soundly",

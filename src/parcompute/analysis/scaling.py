@@ -2,7 +2,7 @@
 
     runs ── alike ──▶ of one machine and code ── curves ──▶ one Curve per way of running
 
-Speedups are ratios of medians, never means of ratios, and each knows its base case and that one's time.
+Speedups are estimated within rounds, never as means of ratios, and each knows its base case and that one's time.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from parcompute.analysis.fits import Fit, fit
 from parcompute.analysis.laws import equal_chunks_efficiency, karp_flatt, karp_flatt_sd
-from parcompute.analysis.losses import Losses, Reference, losses
+from parcompute.analysis.losses import Reference, losses, shares, summands
 from parcompute.machine.provenance import Provenance, Value
-from parcompute.values.intervals import Interval, Summary, ratio, summarise
-from parcompute.values.parts import PARTS
+from parcompute.values.intervals import Interval, Summary, summarise
+from parcompute.values.rounds import counting, pairs, ratio_of_runs, sessions, summary_of
 from parcompute.values.sweep import Configuration, Run, by_nodes
 
 # Levels that go without saying in a label; file and figures' captions have them all.
@@ -76,6 +76,11 @@ class Point:
         The runs behind it.
     speedup : Interval
         T_base/T; for weak scaling the scaled speedup N·T_base/T.
+    speedups : ndarray, shape (n_rounds,)
+        The same in each round that it is estimated from (see `parcompute.values.rounds.pairs`); empty where base and
+        point share none: then `speedup` is the ratio of their medians.
+    n_disturbed : int
+        Rounds among these in which the machine was not quiet.
     efficiency : Interval
         Speedup over N/N0.
     karp_flatt : Interval or None
@@ -101,6 +106,8 @@ class Point:
     wall: Summary
     walls_s: npt.NDArray[np.float64]
     speedup: Interval
+    speedups: npt.NDArray[np.float64]
+    n_disturbed: int
     efficiency: Interval
     karp_flatt: Interval | None
     karp_flatt_sd: float
@@ -148,6 +155,8 @@ class Curve:
         there are none.
     left_out : mapping of str to int
         How many runs were left out, by reason.
+    counters_known : bool
+        Whether the machine's counters could be read, by which a disturbed run is known.
     """
 
     backend: str
@@ -166,6 +175,7 @@ class Curve:
     parallel_tax: Interval | None
     fit: Fit | None
     left_out: Mapping[str, int]
+    counters_known: bool
 
     @property
     def label(self) -> str:
@@ -232,13 +242,13 @@ def curves(
     _refuse_unlike(runs, provenance)
     ways: dict[tuple[Configuration, int], list[Run]] = {}
     for run in runs:
-        way = replace(run.configuration, n_workers=0, n_nodes=1, n_items=_size(run))
+        way = replace(run.configuration, n_workers=0, n_nodes=1, n_items=run.configuration.n_items_of_one)
         ways.setdefault((way, run.block_items), []).append(run)
     return tuple(
         _curve(members, of_way, runs, base, n_cpus, provenance or {}, seed)
         for of_way in ways.values()
         for members in by_nodes(of_way)
-        if members[0].configuration.backend != "serial" and any(run.counts for run in members)
+        if members[0].configuration.backend != "serial" and counting(members)
     )
 
 
@@ -251,14 +261,8 @@ def room(run: Run, n_cpus: int, provenance: Conditions) -> int:
 # ── one curve ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _size(run: Run) -> int:
-    """Return the size of the problem, for weak scaling of one worker's share."""
-    c = run.configuration
-    return c.n_items if c.kind == "strong" else c.n_items // c.n_workers
-
-
 def _walls(runs: Iterable[Run]) -> npt.NDArray[np.float64]:
-    return np.array([run.wall_s for run in runs])
+    return np.array([run.wall_s for run in counting(runs)])
 
 
 def _refuse_unlike(runs: Sequence[Run], provenance: Conditions | None) -> None:
@@ -276,24 +280,27 @@ def _curve(
     conditions: Conditions,
     seed: int,
 ) -> Curve:
-    used = [run for run in members if run.counts]
-    by_n: dict[int, list[Run]] = {}
-    for run in sorted(used, key=lambda run: run.configuration.n_workers):
-        by_n.setdefault(run.configuration.n_workers, []).append(run)
+    used = counting(members)
+    # With the disturbed runs, of which rounds may still be taken.
+    by_n = {
+        N: [run for run in members if run.is_valid and run.configuration.n_workers == N]
+        for N in sorted({run.configuration.n_workers for run in used})
+    }
     first = members[0].configuration
-    serial = [run for run in runs if run.counts and _is_serial_of(run, members[0])]
-    one = [run for run in of_way if run.counts and run.configuration.n_workers == 1]
+    serial = [run for run in runs if run.is_valid and _is_serial_of(run, members[0])]
+    one = [run for run in of_way if run.is_valid and run.configuration.n_workers == 1]
     of_base = {"best_serial": serial, "one_worker": one, "smallest_n": by_n[min(by_n)]}[kind]
-    if not of_base:
+    if not counting(of_base):
         wanted = "backend serial" if kind == "best_serial" else f"backend {first.backend} with n_workers=1"
         raise ValueError(
-            f"base={kind!r} needs an undisturbed, verified run of {wanted}, n_items={_size(members[0])} and "
+            f"base={kind!r} needs an undisturbed, verified run of {wanted}, n_items={first.n_items_of_one} and "
             f"block_items={members[0].block_items}; measure one, or pass base='smallest_n'"
         )
     c = of_base[0].configuration
-    base = Base(kind, c.backend, c.n_workers, summarise(_walls(of_base)))
+    base = Base(kind, c.backend, c.n_workers, summary_of(of_base))
+    of = sessions(conditions)
     reference = _reference(of_base) if c.n_workers == 1 and first.kind == "strong" else None
-    fitted = [run for run in used if run.configuration.n_workers <= room(run, n_cpus, conditions)]
+    fitted = [run for run in used if run.counts and run.configuration.n_workers <= room(run, n_cpus, conditions)]
     numbers = {run.configuration.n_nodes for run in members}
     return Curve(
         backend=first.backend,
@@ -304,23 +311,22 @@ def _curve(
         variant=first.variant,
         n_nodes=numbers.pop() if len(numbers) == 1 else 0,
         kind=first.kind,
-        n_items=_size(members[0]),
+        n_items=first.n_items_of_one,
         block_items=members[0].block_items,
         n_cpus=n_cpus,
         base=base,
         points=tuple(
-            _point(at_n, of_base, base, room(at_n[0], n_cpus, conditions), reference) for at_n in by_n.values()
+            _point(at_n, of_base, of, base, room(at_n[0], n_cpus, conditions), reference) for at_n in by_n.values()
         ),
-        parallel_tax=ratio(_walls(by_n[1]), _walls(serial)) if serial and 1 in by_n else None,
+        parallel_tax=ratio_of_runs(by_n[1], serial, of) if counting(serial) and 1 in by_n else None,
         fit=_fit(fitted, first.kind, seed) if fitted else None,
-        left_out=Counter("not verified" if not run.verified else "disturbed" for run in members if not run.counts),
+        left_out=Counter("not verified" if not run.verified else "disturbed" for run in members if run not in used),
+        counters_known=any(run.counters.known for run in members),
     )
 
 
 def _is_serial_of(run: Run, other: Run) -> bool:
-    c = run.configuration
-    same = c.n_items == _size(other) and run.block_items == other.block_items
-    return c.backend == "serial" and same and c.variant == other.configuration.variant
+    return run.block_items == other.block_items and run.configuration.is_serial_of(other.configuration)
 
 
 def _fit(runs: Sequence[Run], kind: str, seed: int) -> Fit:
@@ -333,38 +339,45 @@ def _fit(runs: Sequence[Run], kind: str, seed: int) -> Fit:
     )
 
 
-def _point(runs: Sequence[Run], of_base: Sequence[Run], base: Base, n_cpus: int, reference: Reference | None) -> Point:
+def _point(
+    runs: Sequence[Run],
+    of_base: Sequence[Run],
+    of: Mapping[str, str],
+    base: Base,
+    n_cpus: int,
+    reference: Reference | None,
+) -> Point:
     c = runs[0].configuration
     N, N0, weak = c.n_workers, base.n_workers, c.kind == "weak"
-    walls = _walls(runs)
-    # A configuration against itself is 1 and not a sample of ratios around 1.
-    shrunk = Interval(1.0, 1.0, 1.0, False) if runs[0] in of_base else ratio(_walls(of_base), walls)
-    speedup = _times(shrunk, N / N0) if weak else shrunk
-    wall = summarise(walls)
+    within = pairs(of_base, runs, of)
+    shrunk = ratio_of_runs(of_base, runs, of)
+    if runs[0] in of_base:  # a configuration against itself is 1 and not a sample of ratios around 1
+        within, shrunk = pairs((), (), of), Interval(1.0, 1.0, 1.0, False)
+    work = N / N0 if weak else 1.0
+    speedup = shrunk.scaled(work)
+    wall = summary_of(runs)
     cv = float(np.hypot(wall.cv, base.wall.cv) / np.sqrt(2))
     has_fraction = N > 1 and N0 == 1 and not weak
-    ledgers = [losses(run.timelines, reference) for run in runs if run.timelines]
+    ledgers = [losses(run.timelines, reference) for run in counting(runs) if run.timelines]
     has_summands = has_fraction and reference is not None and bool(ledgers)
     CompS = [ledger.computation_scaling for ledger in ledgers if ledger.computing_ns.any()]
     return Point(
         n_workers=N,
         n_nodes=c.n_nodes,
         wall=wall,
-        walls_s=walls,
+        walls_s=_walls(runs),
         speedup=speedup,
-        efficiency=_times(speedup, N0 / N),
+        speedups=work * within.times_s[:, 0] / within.times_s[:, 1],
+        n_disturbed=within.n_disturbed,
+        efficiency=speedup.scaled(N0 / N),
         karp_flatt=_karp_flatt(N, speedup) if has_fraction else None,
         karp_flatt_sd=float(karp_flatt_sd(N, speedup.value, cv)) if has_fraction else float("nan"),
         efficiency_bound=float(equal_chunks_efficiency(N, _pieces(runs[0]))),
         beyond=n_cpus < N,
-        lost=_lost(ledgers),
-        fraction=_summands(ledgers, base) if has_summands else {},
+        lost=shares(ledgers),
+        fraction=summands(ledgers, round(base.wall.median.value * 1e9)) if has_summands else {},
         computation_scaling=summarise(CompS).median if CompS and reference is not None else None,
     )
-
-
-def _times(interval: Interval, factor: float) -> Interval:
-    return Interval(interval.value * factor, interval.low * factor, interval.high * factor, interval.is_range)
 
 
 def _karp_flatt(N: int, speedup: Interval) -> Interval:
@@ -382,17 +395,5 @@ def _pieces(run: Run) -> int:
 
 
 def _reference(of_base: Sequence[Run]) -> Reference | None:
-    timed = sorted((run for run in of_base if run.timelines), key=lambda run: run.wall_s)
+    timed = sorted((run for run in counting(of_base) if run.timelines), key=lambda run: run.wall_s)
     return Reference.of(*timed[(len(timed) - 1) // 2].timelines) if timed else None
-
-
-def _summands(ledgers: Sequence[Losses], base: Base) -> dict[str, float]:
-    of_runs = [ledger.karp_flatt(round(base.wall.median.value * 1e9)) for ledger in ledgers]
-    return {name: sum(summands[name] for summands in of_runs) / len(of_runs) for name in of_runs[0]}
-
-
-def _lost(ledgers: Sequence[Losses]) -> dict[str, float]:
-    total = sum(ledger.total_ns for ledger in ledgers)
-    if not total:
-        return {}
-    return {name: sum(ledger.parts_ns[name] for ledger in ledgers) / total for name in PARTS}

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from parcompute.analysis.scaling import BaseKind, Curve, curves
 from parcompute.machine.provenance import Provenance, differences
 from parcompute.record.record import Recorded
+from parcompute.values.intervals import Interval
+from parcompute.values.rounds import counting, ratio_of_runs, sessions
 from parcompute.values.sweep import Configuration, Run
 
 # The fairest base that was measured: what a user would run without parcompute, then what it costs to use it at all.
@@ -47,6 +49,8 @@ class Study:
         Up to how many workers of a node a law of scaling may be fitted.
     n_not_shown : int
         Runs of the file with other conditions, seeds, sizes or of the other kind.
+    sessions : mapping of str to str
+        In which session runs were made, by `Run.provenance`.
     """
 
     experiment: str
@@ -59,16 +63,23 @@ class Study:
     curves: tuple[Curve, ...]
     n_cpus: int
     n_not_shown: int
+    sessions: Mapping[str, str]
 
     @property
     def counted(self) -> tuple[Run, ...]:
-        """The runs that count: verified, undisturbed, with a time."""
-        return tuple(run for run in self.runs if run.counts)
+        """The runs that count: verified, with a time, and undisturbed as far as their configuration has such."""
+        return counting(self.runs)
+
+    @property
+    def n_disturbed(self) -> int:
+        """How many of these were disturbed all the same."""
+        return sum(not run.counts for run in self.counted)
 
     @property
     def left_out(self) -> dict[str, int]:
         """How many runs the curves leave out, by reason; the base case's own are counted too."""
-        return dict(Counter(reason for run in self.runs if (reason := why_left_out(run))))
+        counted = set(self.counted)
+        return dict(Counter(why_left_out(run) for run in self.runs if run not in counted))
 
     def runs_of(self, curve: Curve, n_workers: int) -> tuple[Run, ...]:
         """Return the runs behind one point of a curve."""
@@ -78,6 +89,14 @@ class Study:
             if run.configuration.n_workers == n_workers and _way(run.configuration, run) == _way(curve, curve)
             if curve.n_nodes in (0, run.configuration.n_nodes)
         )
+
+    def runs_at(self, configuration: Configuration) -> tuple[Run, ...]:
+        """Return the runs of a configuration, those that do not count included."""
+        return tuple(run for run in self.runs if run.configuration == configuration)
+
+    def ratio(self, one: Configuration, other: Configuration) -> Interval:
+        """Return how many times as long one configuration takes as another (`parcompute.values.rounds`)."""
+        return ratio_of_runs(self.runs_at(one), self.runs_at(other), self.sessions)
 
     def has_cpus(self, run: Run) -> bool:
         """Tell whether each worker of a run had a CPU of its own."""
@@ -105,7 +124,7 @@ def studies(recorded: Recorded) -> tuple[Study, ...]:
     of_id = {id: Provenance.from_fields(fields).conditions_id for id, fields in recorded.provenance.items()}
     problems: dict[tuple[str, int, str, int], list[int]] = {}
     for row, run in enumerate(recorded.runs):
-        problem = (of_id[run.provenance], run.seed, run.configuration.kind, _size(run))
+        problem = (of_id[run.provenance], run.seed, run.configuration.kind, run.configuration.n_items_of_one)
         problems.setdefault(problem, []).append(row)
     found = []
     for (conditions, seed, kind, n_items), rows in problems.items():
@@ -120,7 +139,17 @@ def studies(recorded: Recorded) -> tuple[Study, ...]:
         drawn = _curves(runs, n_cpus, recorded.provenance)
         n_not_shown = len(recorded.runs) - len(runs)
         study = Study(
-            recorded.experiment, conditions, provenance, seed, kind, n_items, runs, drawn, n_cpus, n_not_shown
+            recorded.experiment,
+            conditions,
+            provenance,
+            seed,
+            kind,
+            n_items,
+            runs,
+            drawn,
+            n_cpus,
+            n_not_shown,
+            sessions(recorded.provenance),
         )
         found.append((rows[-1], study))  # by row, since a clock may have been set back
     return tuple(study for _, study in sorted(found, key=lambda pair: pair[0]))
@@ -205,7 +234,7 @@ def unlike_conditions(those: Sequence[Study]) -> list[str]:
 
 
 def why_left_out(run: Run) -> str:
-    """Say why a run counts for no curve; empty if it does."""
+    """Say why a run counts for no curve, disturbed ones if there are others; empty if it does."""
     if not run.verified:
         return "not verified"
     if run.disturbed:
@@ -230,8 +259,7 @@ def fit_limit(provenance: Provenance, most: int) -> int:
 
 
 def _curves(runs: Sequence[Run], n_cpus: int, conditions: Mapping[str, Mapping[str, object]]) -> tuple[Curve, ...]:
-    counting = [run for run in runs if run.counts]
-    if all(run.configuration.backend == "serial" for run in counting):
+    if all(run.configuration.backend == "serial" for run in counting(runs)):
         return ()
     # `curves` counts what it leaves out itself, but cannot take a run without a time.
     timed = [run for run in runs if why_left_out(run) != "without a time"]
@@ -246,11 +274,6 @@ def _curves(runs: Sequence[Run], n_cpus: int, conditions: Mapping[str, Mapping[s
 def _sorted(found: Sequence[Curve]) -> tuple[Curve, ...]:
     # Rounds are in random order, so that of the first runs means nothing.
     return tuple(sorted(found, key=lambda curve: (_way(curve, curve), curve.n_nodes)))
-
-
-def _size(run: Run) -> int:
-    c = run.configuration
-    return c.n_items if c.kind == "strong" else c.n_items // c.n_workers
 
 
 def _way(c: Configuration | Curve, blocks: Run | Curve) -> tuple[str | int, ...]:

@@ -17,7 +17,7 @@ from parcompute.analysis.fits import Fit
 from parcompute.analysis.laws import LAWS
 from parcompute.analysis.scaling import Curve
 from parcompute.analysis.studies import Study
-from parcompute.analysis.verdict import verdict
+from parcompute.analysis.verdict import Verdict, verdict
 from parcompute.record import schema
 from parcompute.values.intervals import Interval, summarise
 from parcompute.values.sweep import Run
@@ -50,7 +50,7 @@ def points(study: Study) -> list[tuple[str, ...]]:
                     str(point.wall.n),
                     _shown(point.wall.median),
                     _shown(point.speedup, 2),
-                    _shown(_percent(point.efficiency), 1),
+                    _shown(point.efficiency.scaled(100), 1),
                 )
             )
     return rows
@@ -123,7 +123,7 @@ def as_dict(study: Study) -> dict[str, Any]:
         "left_out": study.left_out,
         "n_cpus": study.n_cpus,
         "curves": [{**dataclasses.asdict(curve), "label": curve.label} for curve in study.curves],
-        "verdicts": verdicts(study),
+        "verdicts": [str(each) for each in verdicts(study)],
     }
     plain: dict[str, Any] = _plain(told)
     return plain
@@ -141,9 +141,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def verdicts(study: Study) -> list[str]:
-    """Return a sentence per way of running: how far it scales, and what the rest was lost to."""
-    return [verdict(curve) for curve in study.curves]
+def verdicts(study: Study) -> list[Verdict]:
+    """Return what there is to say of each way of running: how far it scales, and what the rest was lost to."""
+    return [verdict(curve, study.experiment) for curve in study.curves]
 
 
 def _verified(study: Study) -> list[str]:
@@ -180,11 +180,12 @@ def _serial_only(study: Study) -> list[str]:
 def _left_out(study: Study) -> list[str]:
     """Say how many runs are in no number of the table, and why."""
     reasons = ", ".join(f"{n} {reason}" for reason, n in study.left_out.items())
-    return [f"left out of {len(study.runs)} runs: {reasons}"] if reasons else []
-
-
-def _percent(interval: Interval) -> Interval:
-    return Interval(100 * interval.value, 100 * interval.low, 100 * interval.high, interval.is_range)
+    told = [f"left out of {len(study.runs)} runs: {reasons}"] if reasons else []
+    if study.n_disturbed:
+        told.append(
+            f"{study.n_disturbed} runs were disturbed and have no undisturbed ones beside them: their times are ranges"
+        )
+    return told
 
 
 def _shown(interval: Interval, digits: int | None = None) -> str:

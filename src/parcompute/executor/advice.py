@@ -22,7 +22,7 @@ from parcompute.machine import limits
 from parcompute.memory import sources
 from parcompute.values import views
 from parcompute.values.blocks import block_items_for
-from parcompute.values.intervals import Interval, ratio, summarise
+from parcompute.values.intervals import Interval, paired_ratio, summarise
 
 # A sample should take so long on one core: enough for a claim and a hand-over to be small beside it.
 SAMPLE_S, ROUNDS = 0.1, 7
@@ -197,7 +197,9 @@ def advise(
     call = _Call(kernel, arrays, seed, tuple(args), kwargs, how, maps)
     n_sample, usual = _sample(call, total, usual, fixed=block_items is not None, most=most)
     took = _in_rounds(ways(most), lambda executor: call.run(executor, n_sample, usual))
-    measured = {way: Measured(way, summarise(walls).median, ratio(took[SERIAL], walls)) for way, walls in took.items()}
+    measured = {
+        way: Measured(way, summarise(walls).median, paired_ratio(took[SERIAL], walls)) for way, walls in took.items()
+    }
     waiting = _waiting(call, n_sample, usual)
     best = choose(measured.values())
     chosen_items, about_blocks = usual, "as asked"
@@ -390,7 +392,7 @@ def _blocks(call: _Call, best: Way, n_items: int, usual: int) -> tuple[int, str]
                 call.run(executor, n_items, sizes[int(i)])
                 if round_ >= 0:
                     took[sizes[int(i)]].append(time.perf_counter() - began)
-    better = {size: ratio(took[usual], took[size]) for size in sizes if size != usual}
+    better = {size: paired_ratio(took[usual], took[size]) for size in sizes if size != usual}
     gains = {size: S for size, S in better.items() if S.excludes(1.0) and S.value > 1 + SAME}
     gain = ", ".join(f"{size} items {told(S)}" for size, S in better.items())
     if not gains:

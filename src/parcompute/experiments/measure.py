@@ -149,6 +149,8 @@ def _visits(sweep: Sweep, runs: Sequence[Run]) -> Iterator[tuple[int, Configurat
     """Yield what is missing, then further rounds while `runs`, which grows meanwhile, ask for them."""
     yield from sweep.visits_missing({(run.round, run.configuration) for run in runs})
     while wanted := set(sweep.unsettled(runs)):
+        # A speed-up is of runs of one round, so that each needs its base there.
+        wanted |= {c for c in sweep.configurations if any(c.is_serial_of(other) for other in wanted)}
         round_ = 1 + max(run.round for run in runs)
         for configuration in round_order(sweep.configurations, sweep.seed, round_ + 1):
             if configuration in wanted:

@@ -214,9 +214,10 @@ def perform(this: Any, chosen: Choice) -> Path:
         if study.n_items in sizes and study.kind in kinds
     ]
     for study in own:
-        print("\n".join(["", *tables.table(study), "", *tables.verdicts(study)]).rstrip() + "\n", flush=True)
+        print("\n".join(["", *tables.table(study), "", *map(str, tables.verdicts(study))]).rstrip() + "\n", flush=True)
     if any(run.disturbed for study in own for run in study.runs):
-        print(f"what was disturbed is in no number above; --budget {2 * max(60, sweep.budget_s):g} allows more runs\n")
+        more = f"--budget {2 * max(60, sweep.budget_s):g} allows more runs"
+        print(f"what was disturbed is left out as far as there are others; {more}\n")
     print(path)
     for figure in drawn(own, path):
         print(figure)

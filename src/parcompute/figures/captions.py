@@ -9,7 +9,7 @@ from parcompute.analysis.studies import Study, why_left_out
 from parcompute.figures.curves import looks, refuted
 from parcompute.figures.ledgers import Bar
 from parcompute.record.schema import SCHEMA
-from parcompute.values.parts import PARTS
+from parcompute.values.parts import PARTS, WORDS
 
 
 def title(chosen: Study) -> str:
@@ -24,22 +24,26 @@ def base_line(chosen: Study) -> str:
 
 def of_curves(chosen: Study) -> str:
     """Return the caption of speedup and efficiency."""
-    return " ".join(filter(None, [_marks(chosen, "; small dots: runs"), _laws(chosen), conditions(chosen)]))
+    return " ".join(filter(None, [_marks(chosen, dots=True), _laws(chosen), conditions(chosen)]))
 
 
 def of_points(chosen: Study) -> str:
     """Return the caption of points of curves without their laws."""
-    return f"{_marks(chosen, '')} {conditions(chosen)}"
+    return f"{_marks(chosen, dots=False)} {conditions(chosen)}"
 
 
-def _marks(chosen: Study, dots: str) -> str:
+def _marks(chosen: Study, *, dots: bool) -> str:
     points = [point for curve in chosen.curves for point in curve.points]
-    said = [measured(chosen), f"Marks: from the ratio of median times{dots}."]
+    within = any(len(point.speedups) for point in points)
+    how, dot = ("within rounds (Hodges & Lehmann 1963)", "rounds") if within else ("ratios of median times", "runs")
+    said = [measured(chosen), f"Marks: {how}{f'; small dots: {dot}' * dots}."]
     kinds = {point.speedup.is_range for point in points if point.speedup.low < point.speedup.high}
     if False in kinds:
         said.append("Bars with caps: 95 % interval.")
     if True in kinds:
-        said.append("Dotted bars: range, too few runs for an interval.")
+        said.append("Dotted bars: range, too few rounds for an interval.")
+    if n := max((point.n_disturbed for point in points), default=0):
+        said.append(f"Marks keep up to {n} disturbed round{'s' * (n > 1)}: fewer than six others are there.")
     if any(point.beyond for point in points):
         said.append(f"Hollow: {_beyond(chosen)}, not fitted.")
     return " ".join(said)
@@ -54,12 +58,12 @@ def of_ledger(chosen: Study, bars: Sequence[Bar]) -> str:
         said.append(f"{n_thinned} bars of other numbers of workers are not drawn.")
     said.append("Core-seconds: workers × time from call to result, mean of the runs.")
     if any(_has_reference(chosen, i) for i in range(len(chosen.curves))):
-        said.append("The part useful is what the same kernels take in the base case.")
+        said.append(f"{WORDS['useful'].capitalize()}: what the same kernels take in the base case.")
     else:
-        said.append("No serial reference: the part useful is CPU time inside kernels, slowdown cannot be seen.")
+        said.append("No serial reference: computing is CPU time inside kernels, and that it is slower cannot be seen.")
     worst = [(part, min(bars, key=lambda bar: bar.shares.get(part, 0.0))) for part in PARTS]
     negative = [
-        f"{part} ({bar.way} on {bar.n_workers}: −{-100 * bar.shares[part]:.1f} %)"
+        f"{WORDS[part]} ({bar.way} on {bar.n_workers}: −{-100 * bar.shares[part]:.1f} %)"
         for part, bar in worst
         if bar.shares.get(part, 0.0) < -0.0005
     ]
@@ -83,12 +87,15 @@ def measured(chosen: Study) -> str:
     how += _on_nodes(chosen)
     n_rounds = len({run.round for run in runs})
     share = " per worker" if chosen.kind == "weak" else ""
+    factors = f" ({', '.join(how)})" if how else ""
     said = (
-        f"{chosen.n_items:,} items{share}, seed {chosen.seed}; {', '.join(ways)} ({', '.join(how)}); "
+        f"{chosen.n_items:,} items{share}, seed {chosen.seed}; {', '.join(ways)}{factors}; "
         f"{n_rounds} round{'s' * (n_rounds > 1)} in random order, {len(runs)} run{'s' * (len(runs) > 1)}, "
     )
     reasons = [f"{n} {reason}{_example(chosen, reason)}" for reason, n in chosen.left_out.items()]
     said += f"{sum(chosen.left_out.values())} left out: {', '.join(reasons)}." if reasons else "none left out."
+    if chosen.n_disturbed:
+        said += f" {chosen.n_disturbed} disturbed ones have no others beside them: their times are ranges."
     if chosen.n_not_shown:
         said += f" {chosen.n_not_shown} runs of the file under other conditions, seeds or sizes are not shown."
     return said

@@ -223,7 +223,7 @@ def _log(ax: Axes, axis: str, low: float, high: float) -> None:
         return
     octaves = np.log2(high / low)
     base = 2 if octaves <= 12 else 10
-    step = 1 if base == 10 or octaves <= 7 else 2
+    step = 1 if base == 10 or octaves <= (6 if axis == "x" else 7) else 2  # 0.0625 is wide
     exponents = np.arange(np.floor(np.log(low) / np.log(base)), np.ceil(np.log(high) / np.log(base)) + 1, step)
     ticks = base**exponents
     names = [

@@ -235,7 +235,8 @@ def _points(ax: Axes, groups: _Groups, i: int, curve: Curve, look: Look, scale: 
         N = np.array([float(point.n_workers)])
         x, unit = groups.moved(N, groups.place(i)), float(scale(curve, N)[0])
         work = point.n_workers / curve.base.n_workers if curve.kind == "weak" else 1.0
-        runs = work * curve.base.wall.median.value / point.walls_s * unit
+        runs = point.speedups if len(point.speedups) else work * curve.base.wall.median.value / point.walls_s
+        runs = runs * unit
         beside = groups.moved(N, groups.place(i + 0.3)).repeat(len(runs))
         ax.plot(beside, runs, "o", ms=1.7, mew=0, color=look.colour, alpha=0.6, zorder=2.5)
         S = point.speedup

@@ -2,8 +2,8 @@
 
      0 %                                    100 %   core-s      0 s                                  1.2 s
      processes                                                0 ┃ ▒▒████████████░██████████░████████▒▒▒▒
-   1 ┃ useful ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░▒▒┃     0.126     1 ┃ ▒▒▒▒██████████░█████████░████████████
-   2 ┃ useful ░░░░░░░░░░░░░░▒▒▒ losses ▒▒▒▒▒▒▒┃     0.155
+   1 ┃ computing ░░░░░░░░░░░░░░░░░░░░░░░░░░░▒▒┃     0.126     1 ┃ ▒▒▒▒██████████░█████████░████████████
+   2 ┃ computing ░░░░░░░░░░░▒▒▒ losses ▒▒▒▒▒▒▒┃     0.155
 
 Like `curves` it opens no file, knows no page and changes no setting.
 """
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from parcompute.figures.curves import beside
-from parcompute.values.parts import PARTS
+from parcompute.values.parts import PARTS, WORDS
 from parcompute.values.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def ledger(ax: Axes, bars: Sequence[Bar]) -> None:
         before = 100 * np.array([_before(bar.shares, name) for bar in bars])
         if name == "transfer" and not share.any():  # on one node there is none to be told from the others
             continue
-        ax.barh(rows, share, 0.78, left=before, color=colour, hatch=hatch, ec="white", lw=0.3, label=name)
+        ax.barh(rows, share, 0.78, left=before, color=colour, hatch=hatch, ec="white", lw=0.3, label=WORDS[name])
     for y, way in heads:
         beside(ax, way, (0, y), "data", (3, 0), ha="left", va="center_baseline")
     for y, bar in zip(rows, bars, strict=True):
@@ -188,7 +188,7 @@ def timeline(ax: Axes, timelines: Sequence[Timeline]) -> None:
             add_or_transfer("drain", worker, last, job.completed_ns)
         previous = job.completed_ns
     for kind, (colour, _) in LOOKS.items():
-        label = "kernel" if kind == "useful" else kind
+        label = WORDS[kind]
         for worker, parts in spans.get(kind, {}).items():
             # An edge in the same colour keeps what is thinner than a pixel in sight.
             ax.broken_barh(parts, (worker - 0.4, 0.8), facecolors=colour, edgecolors=colour, lw=0.1, label=label)

@@ -19,7 +19,8 @@ from parcompute.analysis.studies import Study
 from parcompute.figures import captions, charts, curves, ledgers
 from parcompute.figures.ledgers import Bar
 from parcompute.values.blocks import Plan, Schedule
-from parcompute.values.intervals import Summary, ratio, summarise
+from parcompute.values.intervals import Summary, summarise
+from parcompute.values.rounds import summary_of
 from parcompute.values.sweep import Configuration, Run, worker_counts
 
 if TYPE_CHECKING:
@@ -186,21 +187,18 @@ def _ratios(study: Study) -> Panel:
     rows, bases, names = [], [], []
     for ways in groups.values():
         reference = next((c for c in ways if c.backend == "processes"), next(iter(ways)))
-        against = [run.wall_s for run in ways[reference]]
         names.append((one_backend and reference.variant) or reference.way)
-        bases.append(f"{names[-1]}, {summarise(against)}")
+        bases.append(f"{names[-1]}, {summary_of(ways[reference])}")
         rows += [
-            ((one_backend and c.variant) or c.way, c.backend, ratio([run.wall_s for run in runs], against))
-            for c, runs in ways.items()
-            if c != reference
+            ((one_backend and c.variant) or c.way, c.backend, study.ratio(c, reference)) for c in ways if c != reference
         ]
     n = reference.n_workers
     told = names[0] if len(groups) == 1 else "the first of its kind"
     return Panel(
         f"{study.experiment}, ways compared",
         f"on {n} worker{'s' * (n > 1)}; reference: {'; '.join(bases)}",
-        f"{captions.measured(study)} Ratios of times with their 95 % intervals (Hodges & Lehmann 1963, dotted: range); "
-        f"an interval that holds 1 shows no difference. {captions.conditions(study)}",
+        f"{captions.measured(study)} Ratios of times within rounds, with their 95 % intervals (Hodges & Lehmann 1963; "
+        f"dotted: range, too few rounds); an interval that holds 1 shows no difference. {captions.conditions(study)}",
         lambda ax: charts.ratios(ax, rows, told),
         0.17 * max(len(rows), 3) + 0.1,
     )
@@ -237,7 +235,7 @@ def _chunked(study: Study) -> dict[str, dict[int, list[Run]]]:
 
 def _chunk_sizes(study: Study) -> Panel:
     by = dict(sorted(_chunked(study).items(), key=lambda item: (item[0] != "processes", item[0])))
-    walls = {b: [(k, summarise([r.wall_s for r in runs])) for k, runs in sorted(s.items())] for b, s in by.items()}
+    walls = {b: [(k, summary_of(runs)) for k, runs in sorted(s.items())] for b, s in by.items()}
     first = next(iter(by))
     finest = min(by[first])
     runs = [run for run in by[first][finest] if run.timelines]
@@ -278,7 +276,7 @@ def _has_grid(study: Study) -> bool:
 
 
 def _grid(study: Study) -> Panel:
-    walls = {key: summarise([run.wall_s for run in runs]) for key, runs in _grid_of(study).items()}
+    walls = {key: summary_of(runs) for key, runs in _grid_of(study).items()}
     cpus = study.provenance.usable_cpus
     return Panel(
         f"{study.experiment}, workers × BLAS threads",

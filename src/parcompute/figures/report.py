@@ -34,6 +34,7 @@ a { color: var(--link); }
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.3rem; margin-top: 2.5rem; } h3 { font-size: 1.05rem; }
 .soft { color: var(--soft); }
 .verdict { border-left: .25rem solid var(--good); background: var(--card); padding: .6rem 1rem; margin: .5rem 0; }
+.verdict .soft { display: block; font-size: .9rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem; }
 figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: .3rem; padding: .5rem; }
 figure img { display: block; width: 100%; height: auto; }
@@ -110,7 +111,9 @@ def render(files: Sequence[Path]) -> str:
 def _section(path: Path, study: Study) -> list[str]:
     size = f"{study.n_items:,} items{' per worker' if study.kind == 'weak' else ''}"
     lines = [f"<h2>{escape(f'{study.experiment}, {study.kind} scaling, {size}')}</h2>"]
-    lines += [f'<p class="verdict">{escape(said)}</p>' for said in tables.verdicts(study)]
+    for told in tables.verdicts(study):
+        numbers = "".join(f'<span class="soft">{escape(line)}</span>' for line in told.numbers)
+        lines.append(f'<p class="verdict">{escape(told.sentence)}{numbers}</p>')
     lines.append(f'<p class="soft">{escape(captions.measured(study))} {escape(captions.conditions(study))}</p>')
     if drawn := panels.available(study):
         lines.append('<div class="figures">')

@@ -141,6 +141,12 @@ class Counters:
     stolen_s: float = math.nan
     others_s: float = math.nan
 
+    @property
+    def known(self) -> bool:
+        """Whether any of what others did meanwhile could be read."""
+        told = (self.throttled_s, self.stolen_s, self.others_s)
+        return not all(map(math.isnan, told)) or max(self.runnable_before, self.runnable_after) >= 0
+
     @classmethod
     def between(cls, before: Activity, after: Activity) -> Counters:
         """Return what happened between two moments."""

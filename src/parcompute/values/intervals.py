@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,10 @@ class Interval:
     def excludes(self, value: float) -> bool:
         """Whether `value` can be ruled out. A range rules out nothing."""
         return not self.is_range and not self.low <= value <= self.high
+
+    def scaled(self, factor: float) -> Interval:
+        """Return it in another unit: value and ends times a factor above 0."""
+        return Interval(self.value * factor, self.low * factor, self.high * factor, self.is_range)
 
     def __str__(self) -> str:
         kind = "range" if self.is_range else "95 %"
@@ -148,6 +153,59 @@ def ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Interval:
     return Interval(value, low, high, is_range=rank == 0)
 
 
+def paired_ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Interval:
+    """Return the ratio of times that were measured in pairs: what slowed both of a pair down is not in it.
+
+    The value is the shift between the logarithms of the pairs as Hodges and Lehmann (1963) estimate it: the median of
+    the Walsh averages (dᵢ + dⱼ)/2, i ≤ j, of their differences, which up to 29 % of spoilt pairs do not carry off. The
+    interval is that of Wilcoxon's signed ranks, exact for differences that scatter symmetrically; it holds with 95 % or
+    more, with 96.9 % for six pairs. Fewer carry none: the range of the ratios.
+
+    Parameters
+    ----------
+    numerator, denominator : array_like of float, shape (n_pairs,)
+        Seconds, pair by pair, at least one.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or not as many of each.
+
+    Examples
+    --------
+    >>> print(paired_ratio([8.0, 9.1, 8.2, 11.2, 8.4, 8.1], [4.0, 4.5, 4.1, 5.6, 4.2, 4.1]))
+    2 (95 % 1.976–2.022)
+    >>> print(paired_ratio([8.0, 16.4], [4.0, 8.0]))
+    2.025 (range 2–2.05)
+    """
+    a, b = np.asarray(numerator, float), np.asarray(denominator, float)
+    if a.shape != b.shape or not len(a):
+        raise ValueError(f"pairs of {len(a)} and {len(b)} values; pass as many of each, at least one")
+    shifts = np.log(a / b)
+    i, j = np.triu_indices(len(shifts))
+    walsh = np.sort((shifts[i] + shifts[j]) / 2)
+    rank = _signed_rank(len(shifts))
+    ends = walsh[max(rank, 1) - 1], walsh[-max(rank, 1)]
+    value, low, high = (float(np.exp(shift)) for shift in (np.median(walsh), *ends))
+    return Interval(value, low, high, is_range=rank == 0)
+
+
+@cache
+def _signed_rank(n: int) -> int:
+    """Return k such that the k-th smallest and k-th largest Walsh average enclose the shift with 95 %; 0 below six."""
+    if n > 200:
+        mean, variance = n * (n + 1) / 4, n * (n + 1) * (2 * n + 1) / 24
+        return int(mean - 1.96 * math.sqrt(variance))
+    # Chances of each sum of ranks: each rank, 1 to n, is in it or not.
+    chances = np.zeros(n * (n + 1) // 2 + 1)
+    chances[0] = 1.0
+    for rank in range(1, n + 1):
+        chances[rank:] += chances[:-rank].copy()
+        chances /= 2
+    return int(np.searchsorted(np.cumsum(chances), (1 - LEVEL) / 2, side="right"))
+
+
+@cache
 def _mann_whitney_rank(m: int, n: int) -> int:
     """Return k such that the k-th smallest and k-th largest pairwise shift enclose the shift with 95 %."""
     if m * n > 2_500:

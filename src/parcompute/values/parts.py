@@ -28,6 +28,20 @@ PARTS: dict[str, str] = {
     "drain": "from the last result until the caller had the whole",
 }
 
+# The same for people: short, as figures, legends and verdicts have them.
+WORDS: dict[str, str] = {
+    "useful": "computing",
+    "prologue": "setting up",
+    "startup": "starting workers",
+    "dispatch": "fetching work",
+    "transfer": "sending to nodes",
+    "lost_cpu": "waiting for a CPU",
+    "slowdown": "slower computing",
+    "return": "returning results",
+    "tail": "idling at the end",
+    "drain": "finishing up",
+}
+
 
 def time_of_workers(timeline: Timeline) -> dict[str, Ints]:
     """Return what each worker spent in each part.

@@ -74,6 +74,15 @@ class Configuration:
         return f"{self._way_of_a_node} × {self.n_workers}{self._on_nodes}"
 
     @property
+    def n_items_of_one(self) -> int:
+        """Size of the problem; for weak scaling of one worker's share."""
+        return self.n_items if self.kind == "strong" else self.n_items // self.n_workers
+
+    def is_serial_of(self, other: Configuration) -> bool:
+        """Whether it is the serial way to compute what `other` does, for weak scaling one worker's share of it."""
+        return self.backend == "serial" and (self.n_items, self.variant) == (other.n_items_of_one, other.variant)
+
+    @property
     def _on_nodes(self) -> str:
         return f" on {self.n_nodes} nodes" if self.n_nodes > 1 else ""
 
@@ -141,9 +150,14 @@ class Run:
     timelines: tuple[Timeline, ...] = ()
 
     @property
+    def is_valid(self) -> bool:
+        """Whether it computed the right thing in some time: verified, and with a time."""
+        return self.verified and math.isfinite(self.wall_s) and self.wall_s > 0
+
+    @property
     def counts(self) -> bool:
-        """Whether it may be part of a number: verified, undisturbed, with a time."""
-        return self.verified and not self.disturbed and math.isfinite(self.wall_s) and self.wall_s > 0
+        """Whether it may be part of a time: valid and undisturbed."""
+        return self.is_valid and not self.disturbed
 
 
 @dataclass(frozen=True, slots=True)
