@@ -29,13 +29,16 @@ active = $(shell env -u PYTHONPATH python -c 'import sys; from importlib.util im
 RUN := $(call active,parcompute)
 DEV := $(call active,parcompute pytest pytest_cov pytest_timeout xdist hypothesis ruff mypy)
 BENCH := $(call active,parcompute dask distributed mpire ray)
+RELEASE := $(call active,build twine)
 
 RUN_READY := $(if $(RUN),,.venv/.ready)
 DEV_READY := $(if $(DEV),,.venv/.ready-dev)
 BENCH_READY := $(if $(BENCH),,.venv/.ready-bench)
+RELEASE_READY := $(if $(RELEASE),,.venv/.ready-dev)
 RUN := $(or $(RUN),.venv/bin/python)
 DEV := $(or $(DEV),.venv/bin/python)
 BENCH := $(or $(BENCH),.venv/bin/python)
+RELEASE := $(or $(RELEASE),.venv/bin/python)
 
 # The code of this checkout runs, also where the environment has another version installed.
 export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
@@ -73,7 +76,7 @@ submit-%: experiments/%.py $(RUN_READY)   ## submit experiments/%.py to Slurm: N
 
 # --- the project -------------------------------------------------------------------------------------------
 
-.PHONY: test test-slurm stress coverage check bench clean help
+.PHONY: test test-slurm stress coverage check bench release clean help
 test: $(DEV_READY)       ## run the tests; ARGS='-k shared -x' passes through
 	@$(DEV) -m pytest -n 2 $(ARGS)
 
@@ -93,6 +96,17 @@ check: $(DEV_READY)      ## lint, formatting, types
 
 bench: $(BENCH_READY)    ## measure against other engines, record and print the table; ARGS='--row 1' passes through
 	@$(BENCH) benchmarks/bench.py $(ARGS)
+
+# The trial: what `pip install` gives somebody without this checkout runs an experiment, records and draws it.
+release: $(RELEASE_READY)   ## build sdist and wheel into dist/, check them, try the wheel in an empty environment
+	@rm -rf dist
+	@$(RELEASE) -m build
+	@$(RELEASE) -m twine check --strict dist/*
+	@wheel=$$(realpath dist/*.whl) && trial=$$(mktemp -d) && trap 'rm -rf "$$trial"' EXIT && cd "$$trial" && \
+	  unset PYTHONPATH && $(abspath $(RELEASE)) -m venv env && env/bin/pip install --quiet "$$wheel" && \
+	  env/bin/parcompute --version && env/bin/parcompute machine >/dev/null && env/bin/parcompute new trial && \
+	  env/bin/parcompute run trial.py --preset quick --rounds 1 --workers 1,2 --backends serial,threads,processes \
+	    --results results && test -n "$$(find results -name 'trial*.png')" && echo "$$wheel: its trial went well"
 
 clean:                   ## remove what tools leave behind; results/ and .venv stay
 	@rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
