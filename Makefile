@@ -89,7 +89,7 @@ stress: $(DEV_READY)     ## kill 10,000 times at random, flood and repeat, for a
 coverage: $(DEV_READY)   ## run the tests and report what they reach, worker processes included
 	@$(DEV) -m pytest --cov $(ARGS)
 
-check: $(DEV_READY)      ## lint, formatting, types
+check: $(DEV_READY)      ## lint, formatting, types (a user's program, too; pyright reads that in the tests)
 	@$(DEV) -m ruff check .
 	@$(DEV) -m ruff format --check .
 	@$(DEV) -m mypy

@@ -109,7 +109,11 @@ def test_the_recipe_asks_for_what_pyproject_asks_for():
     core = {CONDA_NAMES.get(r.name, r.name): r.specifier for r in map(Requirement, project["dependencies"])}
     assert {name: SpecifierSet(bounds) for name, _, bounds in (spec.partition(" ") for spec in run)} == core
     built_by = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
-    assert requirements["host"] == ["python ${{ python_min }}.*", "pip", *(line.replace(">", " >") for line in built_by)]
+    assert requirements["host"] == [
+        "python ${{ python_min }}.*",
+        "pip",
+        *(line.replace(">", " >") for line in built_by),
+    ]
 
 
 def test_the_recipe_says_of_the_package_what_pyproject_says():
@@ -122,7 +126,9 @@ def test_the_recipe_says_of_the_package_what_pyproject_says():
 
 
 def test_the_recipe_is_rendered_by_the_tool_of_conda_forge():
-    rattler_build = pytest.importorskip("rattler_build", reason="py-rattler-build, which reads recipes, is not installed")
+    rattler_build = pytest.importorskip(
+        "rattler_build", reason="py-rattler-build, which reads recipes, is not installed"
+    )
     (variant,) = rattler_build.Stage0Recipe.from_file(str(RECIPE)).render(rattler_build.VariantConfig())
     rendered = variant.recipe.to_dict()
     assert (rendered["package"]["name"], rendered["package"]["version"]) == ("parcompute", parcompute.__version__)

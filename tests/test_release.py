@@ -70,7 +70,10 @@ def test_the_sdist_has_all_that_git_has(built):
 
 def test_the_sdist_has_nothing_that_tools_leave_behind(built):
     parts = {part for name in names_of_the_sdist(built[0]) for part in Path(name).parts}
-    assert parts & {".git", ".venv", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", "dist", "build"} == set()
+    assert (
+        parts & {".git", ".venv", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", "dist", "build"}
+        == set()
+    )
 
 
 def test_the_version_has_a_dated_section_in_the_changelog():
@@ -95,7 +98,8 @@ def test_each_supported_python_has_a_classifier_and_a_leg():
 REQUIRED = {"cff-version", "message", "title", "authors"}
 KNOWN = REQUIRED | {
     "abstract", "commit", "contact", "date-released", "doi", "identifiers", "keywords", "license", "license-url",
-    "preferred-citation", "references", "repository", "repository-artifact", "repository-code", "type", "url", "version",
+    "preferred-citation", "references", "repository", "repository-artifact", "repository-code", "type", "url",
+    "version",
 }  # fmt: skip
 ENTITY = {
     "address", "alias", "city", "country", "date-end", "date-start", "email", "fax", "location", "name", "orcid",
