@@ -97,7 +97,7 @@ check: $(DEV_READY)      ## lint, formatting, types (a user's program, too; pyri
 bench: $(BENCH_READY)    ## measure against other engines, record and print the table; ARGS='--row 1' passes through
 	@$(BENCH) benchmarks/bench.py $(ARGS)
 
-# The trial: what `pip install` gives somebody without this checkout runs an experiment, records and draws it.
+# The trial: what `pip install` gives somebody without this checkout runs an experiment, and reads its record.
 release: $(RELEASE_READY)   ## build sdist and wheel into dist/, check them, try the wheel in an empty environment
 	@rm -rf dist
 	@$(RELEASE) -m build
@@ -105,8 +105,8 @@ release: $(RELEASE_READY)   ## build sdist and wheel into dist/, check them, try
 	@wheel=$$(realpath dist/*.whl) && trial=$$(mktemp -d) && trap 'rm -rf "$$trial"' EXIT && cd "$$trial" && \
 	  unset PYTHONPATH && $(abspath $(RELEASE)) -m venv env && env/bin/pip install --quiet "$$wheel" && \
 	  env/bin/parcompute --version && env/bin/parcompute machine >/dev/null && env/bin/parcompute new trial && \
-	  env/bin/parcompute run trial.py --preset quick --rounds 1 --workers 1,2 --backends serial,threads,processes \
-	    --results results && test -n "$$(find results -name 'trial*.png')" && echo "$$wheel: its trial went well"
+	  env/bin/parcompute run experiments/trial.py --preset quick --rounds 1 --workers 1,2 --backends serial,threads,processes \
+	    --results results && env/bin/parcompute show results/trial.h5 >/dev/null && echo "$$wheel: its trial went well"
 
 clean:                   ## remove what tools leave behind; results/ and .venv stay
 	@rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
