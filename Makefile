@@ -30,15 +30,18 @@ RUN := $(call active,parcompute)
 DEV := $(call active,parcompute pytest pytest_cov pytest_timeout xdist hypothesis ruff mypy)
 BENCH := $(call active,parcompute dask distributed mpire ray)
 DOCS := $(call active,parcompute sphinx furo myst_nb numpydoc sphinx_click)
+RELEASE := $(call active,build twine)
 
 RUN_READY := $(if $(RUN),,.venv/.ready)
 DEV_READY := $(if $(DEV),,.venv/.ready-dev)
 BENCH_READY := $(if $(BENCH),,.venv/.ready-bench)
 DOCS_READY := $(if $(DOCS),,.venv/.ready-docs)
+RELEASE_READY := $(if $(RELEASE),,.venv/.ready-dev)
 RUN := $(or $(RUN),.venv/bin/python)
 DEV := $(or $(DEV),.venv/bin/python)
 BENCH := $(or $(BENCH),.venv/bin/python)
 DOCS := $(or $(DOCS),.venv/bin/python)
+RELEASE := $(or $(RELEASE),.venv/bin/python)
 
 # The code of this checkout runs, also where the environment has another version installed.
 export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
@@ -76,7 +79,7 @@ submit-%: experiments/%.py $(RUN_READY)   ## submit experiments/%.py to Slurm: N
 
 # --- the project -------------------------------------------------------------------------------------------
 
-.PHONY: test test-slurm stress coverage check docs docs-links bench noisy clean help
+.PHONY: test test-slurm stress coverage check docs docs-links bench noisy release clean help
 test: $(DEV_READY)       ## run the tests; ARGS='-k shared -x' passes through
 	@$(DEV) -m pytest -n 2 $(ARGS)
 
@@ -89,7 +92,7 @@ stress: $(DEV_READY)     ## kill 10,000 times at random, flood and repeat, for a
 coverage: $(DEV_READY)   ## run the tests and report what they reach, worker processes included
 	@$(DEV) -m pytest --cov $(ARGS)
 
-check: $(DEV_READY)      ## lint, formatting, types
+check: $(DEV_READY)      ## lint, formatting, types (a user's program, too; pyright reads that in the tests)
 	@$(DEV) -m ruff check .
 	@$(DEV) -m ruff format --check .
 	@$(DEV) -m mypy
@@ -107,6 +110,17 @@ bench: $(BENCH_READY)    ## measure against other engines, record and print the 
 
 noisy: $(DEV_READY)      ## simulate machines that drift and are stolen from: how often intervals hold, and how wide they are
 	@$(DEV) benchmarks/noisy.py $(ARGS)
+
+# The trial: what `pip install` gives somebody without this checkout runs an experiment, and reads its record.
+release: $(RELEASE_READY)   ## build sdist and wheel into dist/, check them, try the wheel in an empty environment
+	@rm -rf dist
+	@$(RELEASE) -m build
+	@$(RELEASE) -m twine check --strict dist/*
+	@wheel=$$(realpath dist/*.whl) && trial=$$(mktemp -d) && trap 'rm -rf "$$trial"' EXIT && cd "$$trial" && \
+	  unset PYTHONPATH && $(abspath $(RELEASE)) -m venv env && env/bin/pip install --quiet "$$wheel" && \
+	  env/bin/parcompute --version && env/bin/parcompute machine >/dev/null && env/bin/parcompute new trial && \
+	  env/bin/parcompute run experiments/trial.py --preset quick --rounds 1 --workers 1,2 --backends serial,threads,processes \
+	    --results results && env/bin/parcompute show results/trial.h5 >/dev/null && echo "$$wheel: its trial went well"
 
 clean:                   ## remove what tools leave behind; results/ and .venv stay
 	@rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

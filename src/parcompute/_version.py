@@ -1,3 +1,3 @@
 """The version, for whoever needs no more of the package than that."""
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"

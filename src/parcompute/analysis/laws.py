@@ -277,7 +277,7 @@ def unconstrained(law: str, N: Floats, T: Floats) -> Floats | None:
     if how.basis is None or how.theta is None:
         return None
     observed = 1 / T if how.of_rate else T
-    coefficients = np.linalg.lstsq(how.basis(N) / observed[:, None], np.ones_like(T))[0]
+    coefficients = np.linalg.lstsq(how.basis(N) / observed[:, None], np.ones_like(T), rcond=None)[0]
     return how.theta(coefficients.astype(np.float64))
 
 

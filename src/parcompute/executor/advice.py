@@ -53,12 +53,8 @@ class Way:
 
     def executor(self) -> Executor:
         """Return an executor of this way."""
-        return Executor(
-            self.workers,
-            backend=self.backend,
-            threads_per_worker=self.threads_per_worker,
-            blas_threads=self.blas_threads,
-        )
+        threads = {"threads_per_worker": self.threads_per_worker, "blas_threads": self.blas_threads}
+        return Executor(self.workers, backend=self.backend, **threads)
 
     def __str__(self) -> str:
         told = self.backend if self.backend == "serial" else f"{self.backend} × {self.workers}"

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,27 @@ from parcompute.values.blocks import Plan, whole
 from parcompute.workers import start
 
 MOST_WORKERS = limits.MOST_WORKERS
+
+
+class OtherBlockOptions(TypedDict, total=False):
+    """What `map_blocks` takes whatever its result is: for its overloads, which differ in the rest."""
+
+    n_items: int | None
+    block_items: int | None
+    seed: int | None
+    halo: int
+    item_shape: int | Sequence[int] | None
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any] | None
+    on_error: str
+    block_timeout: float | None
+    checkpoint: str | os.PathLike[str] | None
+
+
+class BlockOptions(OtherBlockOptions, total=False):
+    """The same, where no `out` is given."""
+
+    out: None
 
 
 def options_of(

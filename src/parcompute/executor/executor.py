@@ -5,24 +5,28 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from parcompute.backends import base
 from parcompute.executor import arguments
+from parcompute.executor.arguments import BlockOptions, OtherBlockOptions
 from parcompute.executor.enough import Steps, Until
 from parcompute.executor.iteration import BlockIterator
 from parcompute.executor.progress import reporting
 from parcompute.jobs.job import Job
-from parcompute.jobs.partials import Combine, Partials
+from parcompute.jobs.partials import Partials
 from parcompute.jobs.world import World
 from parcompute.machine import signals
 from parcompute.memory.targets import chunk_rows
 from parcompute.values.blocks import Plan, Schedule
-from parcompute.values.nodes import Node
 from parcompute.values.timeline import Timeline
+
+_R = TypeVar("_R")
+_Array = npt.NDArray[Any]
+_Rows = TypeVar("_Rows", bound=_Array | tuple[_Array, ...])
 
 
 class Executor(BlockIterator):
@@ -144,34 +148,30 @@ class Executor(BlockIterator):
                 self.kill_workers()
             raise
 
-    # --- what it is ----------------------------------------------------------------------------------------
-    @property
-    def n_workers(self) -> int:
-        """Number of workers: processes times threads."""
-        return self._backend.n_workers
-
-    @property
-    def start_method(self) -> str:
-        """How the worker processes start; empty for backends without that choice."""
-        return self._backend.start_method
-
-    @property
-    def worker_pids(self) -> tuple[int, ...]:
-        """Process ids of the workers, for profilers and debuggers."""
-        return self._usable().pids()
-
-    @property
-    def nodes(self) -> tuple[Node, ...]:
-        """The hosts on which ``"dask"`` and ``"mpi"`` compute; none for the others, which have this one."""
-        found: tuple[Node, ...] = getattr(self._usable(), "nodes", ())
-        return found
-
     def wait_until_ready(self) -> float:
         """Return when every worker can begin: the seconds that this took from the making of the executor."""
         return (self._usable().wait_until_ready() - self._started_ns) / 1e9
 
     # --- blocks --------------------------------------------------------------------------------------------
 
+    @overload
+    def map_blocks(
+        self, kernel: Callable[..., _Rows], *arrays: Any, dtype: None = ..., **more: Unpack[BlockOptions]
+    ) -> _Rows: ...
+    @overload
+    def map_blocks(
+        self,
+        kernel: Callable[..., _Array | None],
+        *arrays: Any,
+        dtype: npt.DTypeLike = ...,
+        **more: Unpack[BlockOptions],
+    ) -> _Array: ...
+    @overload
+    def map_blocks(
+        self, kernel: Callable[..., Any], *arrays: Any, out: _R, dtype: None = ..., **more: Unpack[OtherBlockOptions]
+    ) -> _R: ...
+    @overload
+    def map_blocks(self, kernel: Callable[..., Any], *arrays: Any, **more: Unpack[BlockOptions]) -> Any: ...
     def map_blocks(
         self,
         kernel: Callable[..., Any],
@@ -283,19 +283,19 @@ class Executor(BlockIterator):
 
     def reduce_blocks(
         self,
-        kernel: Callable[..., Any],
+        kernel: Callable[..., _R],
         *arrays: Any,
         n_items: int | None = None,
         block_items: int | None = None,
         seed: int | None = None,
-        combine: Combine | None = None,
+        combine: Callable[[_R, _R], _R] | None = None,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         on_error: str = "raise",
         block_timeout: float | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
-        until: Until | None = None,
-    ) -> Any:
+        until: Callable[[_R, int], object] | None = None,
+    ) -> _R:
         """Compute one partial result per block and combine them over a fixed tree.
 
         Parameters
@@ -344,7 +344,7 @@ class Executor(BlockIterator):
         timeline, plan = self._run(job, called_ns, checkpoint, seed, until)
         if len(outputs.omitted) == plan.n_blocks:  # nothing is left to be combined
             raise self._failures[0]
-        result = outputs.result(plan.n_blocks)
+        result: _R = outputs.result(plan.n_blocks)
         self._note(timeline.until(time.perf_counter_ns()), plan)
         return result
 

@@ -22,12 +22,16 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from parcompute.backends import base
 from parcompute.executor.batches import Batches
 from parcompute.jobs.world import World
 from parcompute.machine import signals
+from parcompute.values.nodes import Node
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 # At the end of the program, what was submitted is finished first, as concurrent.futures does it: whether its executor
 # was shut down without waiting, was dropped, or is still there.
@@ -84,7 +88,28 @@ class CallExecutor(futures.Executor):
         if (dropped := getattr(backend, "dropped", None)) is not None:  # threads have it, so that it would live on
             weakref.finalize(self, dropped).atexit = False
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
+    @property
+    def n_workers(self) -> int:
+        """Number of workers: processes times threads."""
+        return self._backend.n_workers
+
+    @property
+    def start_method(self) -> str:
+        """How the worker processes start; empty for backends without that choice."""
+        return self._backend.start_method
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """Process ids of the workers, for profilers and debuggers."""
+        return self._usable().pids()
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The hosts on which ``"dask"`` and ``"mpi"`` compute; none for the others, which have this one."""
+        found: tuple[Node, ...] = getattr(self._usable(), "nodes", ())
+        return found
+
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> futures.Future[_T]:
         """Schedule ``fn(*args, **kwargs)``; return its future, as `concurrent.futures` documents.
 
         What goes wrong with the call arrives through the future, also that it cannot travel.
@@ -100,12 +125,12 @@ class CallExecutor(futures.Executor):
     @signals.heard()
     def map(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., _T],
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int | None = None,
         buffersize: int | None = None,
-    ) -> Iterator[Any]:
+    ) -> Iterator[_T]:
         """Return an iterator over ``fn(*items)`` in order, as `concurrent.futures` documents.
 
         Parameters

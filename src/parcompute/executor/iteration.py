@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from parcompute.backends.base import Trouble, WorkerLost
 from parcompute.executor import arguments
@@ -20,6 +20,8 @@ from parcompute.jobs.partials import Partials
 from parcompute.jobs.world import World
 from parcompute.machine import signals
 from parcompute.values.blocks import Block, Plan
+
+_R = TypeVar("_R")
 
 # Blocks per worker that are on their way, or have not been taken: one is computed while the one before is.
 _AHEAD = 2
@@ -33,7 +35,7 @@ class BlockIterator(LastJob):
 
     def iter_blocks(
         self,
-        kernel: Callable[..., Any],
+        kernel: Callable[..., _R],
         *arrays: Any,
         n_items: int | None = None,
         block_items: int | None = None,
@@ -43,7 +45,7 @@ class BlockIterator(LastJob):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         on_error: str = "raise",
-    ) -> Iterator[tuple[Block, Any]]:
+    ) -> Iterator[tuple[Block, _R]]:
         """Return an iterator over ``(block, result)`` of finished blocks, while later ones are computed.
 
         Two blocks per worker at most are on their way or have not been taken, so whoever takes results slowly fills no

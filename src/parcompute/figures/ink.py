@@ -43,7 +43,8 @@ def is_dark(ax: Axes) -> bool:
     from matplotlib.colors import to_rgba
 
     colour = np.ones(3)
-    for face in (ax.get_figure(root=True).get_facecolor(), ax.get_facecolor()):  # type: ignore[union-attr]
+    whole = ax.figure.figure  # of a figure in a figure, the outermost
+    for face in (whole.get_facecolor(), ax.get_facecolor()):
         *rgb, alpha = to_rgba(face)
         colour = alpha * np.array(rgb) + (1 - alpha) * colour
     return float(colour @ [0.2126, 0.7152, 0.0722]) < _DARK_BELOW

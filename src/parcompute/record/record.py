@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import itertools
+import io
 import json
 import os
 import stat
@@ -290,12 +290,11 @@ class Record:
         """Replace the file by an edited copy of itself: both are complete, and the change is one rename."""
         if not self._open:
             raise ValueError(f"{self.path}: the record is closed; open it again with Record.open")
-        with _opened(self.path, None if new else _image_of(self.path)) as file:
+        image = io.BytesIO() if new else _image_of(self.path)
+        with _opened(self.path, image) as file:
             edit(file)
-            file.flush()
-            image = file.id.get_file_image()
         try:
-            atomic.replace(self.path, image)
+            atomic.replace(self.path, image.getvalue())
         except OSError as error:
             way_out = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see that it can be written"
             raise RecordError(
@@ -305,31 +304,22 @@ class Record:
 
 # ── one file ↔ one image ──────────────────────────────────────────────────────────────────────────────
 
-_image_names = itertools.count()
-
 
 @contextmanager
-def _opened(path: Path, image: bytes | None) -> Iterator[Any]:
-    """Open a file image in memory (None: an empty one) as an h5py.File; `path` serves for messages."""
+def _opened(path: Path, image: io.BytesIO) -> Iterator[Any]:
+    """Open a file image in memory (empty: a new one) as an h5py.File; `path` serves for messages."""
     import h5py
 
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_fapl_core(1 << 20, False)
-    # Every HDF5 since 1.8 (2008) reads this, and attributes may be larger than 64 KiB, unlike before.
-    access.set_libver_bounds(h5py.h5f.LIBVER_V18, h5py.h5f.LIBVER_V18)
-    # HDF5 takes two images of one name for one file, and then gives the older one out twice.
-    name = f"parcompute-image-{next(_image_names)}".encode()
-    if image is None:
-        identifier = h5py.h5f.create(name, h5py.h5f.ACC_TRUNC, None, access)
-    else:
+    new = not image.getbuffer().nbytes
+    try:
+        # As a file of Python's: what HDF5 1.14 hands out as the image of a file that is open has a wrong checksum.
+        # Every HDF5 since 1.8 (2008) reads this, and attributes may be larger than 64 KiB, unlike before.
+        opened = h5py.File(image, "w" if new else "r+", libver=("v108", "v108"))
+    except OSError as error:
+        raise RecordError(f"{path}: {_what_is_wrong(error)}") from error
+    with opened as file:
         try:
-            access.set_file_image(image)
-            identifier = h5py.h5f.open(name, h5py.h5f.ACC_RDWR, access)
-        except OSError as error:
-            raise RecordError(f"{path}: {_what_is_wrong(error)}") from error
-    with h5py.File(identifier) as file:
-        try:
-            if image is not None:
+            if not new:
                 _check_schema(path, file)
             yield file
         except (OSError, RuntimeError, KeyError) as error:
@@ -361,7 +351,7 @@ def _check_schema(path: Path, file: Any) -> None:
         raise RecordError(f"{path}: is damaged, it has no {', '.join(missing)}; use a copy from a backup")
 
 
-def _image_of(path: Path) -> bytes:
+def _image_of(path: Path) -> io.BytesIO:
     try:
         # Not to wait for whoever writes to a pipe of that name.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
@@ -388,7 +378,7 @@ def _image_of(path: Path) -> bytes:
         raise RecordError(f"{path}: cannot be read ({error.strerror}); check the name and its permissions") from error
     if not image:
         raise RecordError(f"{path}: is empty (0 bytes); delete it, and the next run begins it anew")
-    return image
+    return io.BytesIO(image)
 
 
 def _put_aside(path: Path, row: Mapping[str, schema.Scalar]) -> str:
