@@ -53,8 +53,8 @@ class Way:
 
     def executor(self) -> Executor:
         """Return an executor of this way."""
-        threads = {"threads_per_worker": self.threads_per_worker, "blas_threads": self.blas_threads}
-        return Executor(self.workers, backend=self.backend, **threads)
+        threads, blas_threads = self.threads_per_worker, self.blas_threads
+        return Executor(self.workers, backend=self.backend, threads_per_worker=threads, blas_threads=blas_threads)
 
     def __str__(self) -> str:
         told = self.backend if self.backend == "serial" else f"{self.backend} × {self.workers}"
