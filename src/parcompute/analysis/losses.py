@@ -233,7 +233,7 @@ class Losses:
         rows: list[tuple[str, ...]] = []
         for name, ns in self.parts_ns.items():
             share = _ratio(ns, self.total_ns)
-            rows.append((name, f"{ns * 1e-9:.6f}", f"{100 * share:.2f}", views.bar(share), PARTS[name]))
+            rows.append((WORDS[name], f"{ns * 1e-9:.6f}", f"{100 * share:.2f}", views.bar(share), PARTS[name]))
         rows.append(("sum", f"{sum(self.parts_ns.values()) * 1e-9:.6f}", "100.00", "", "workers × makespan"))
         head, *lines = str(self).splitlines()
         heading = ("part", "time (core-s)", "share (%)", "", "what it is")
