@@ -92,7 +92,6 @@ class Backend(Protocol):
 
     n_workers: int
     start_method: str
-    why: str  # what it has chosen for the last job, and for what reason; empty where it has no choice
 
     def wait_until_ready(self) -> int:
         """Return when every worker can begin: the stamp at which the last one could."""
@@ -111,9 +110,6 @@ class Backend(Protocol):
         KernelError, WorkerLost
             If a block failed or was given up, and the job does not keep going.
         """
-
-    def n_done(self) -> int:
-        """Return how many blocks of the job that runs are done."""
 
     def carried_out(self, plan: Plan) -> Plan:
         """Return the plan of the last job as it was carried out: with its chunks, and the reason for them."""
@@ -268,21 +264,14 @@ def create(name: str, options: Options) -> Backend:
     return backend
 
 
-class CountsDone:
-    """For backends that keep track of a job in an object with ``n_done``, which ends with the job."""
+class KeepsPlan:
+    """For backends that carry a plan out as it is."""
 
     why = ""
-
-    _running: Callable[[], Any] = staticmethod(lambda: None)
 
     def carried_out(self, plan: Plan) -> Plan:
         """Return the plan as it is, and what the backend has chosen."""
         return plan.adding(self.why) if self.why else plan
-
-    def n_done(self) -> int:
-        """Return how many blocks of the job that runs are done."""
-        running = self._running()
-        return 0 if running is None else int(running.n_done)
 
 
 class StoresHere:

@@ -8,7 +8,6 @@ import itertools
 import os
 import threading
 import time
-import weakref
 from concurrent.futures import BrokenExecutor
 from contextvars import ContextVar
 from dataclasses import replace
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from parcompute.backends import tasks
 from parcompute.backends.base import (
     Call,
-    CountsDone,
+    KeepsPlan,
     Options,
     StoresHere,
     Trouble,
@@ -40,7 +39,7 @@ from parcompute.values.timeline import Timeline
 from parcompute.workers import desk, surroundings
 
 
-class Joblib(CountsDone, StoresHere):
+class Joblib(KeepsPlan, StoresHere):
     """``joblib.Parallel(backend="loky")``, its workers kept for many jobs."""
 
     def __init__(self, options: Options) -> None:
@@ -89,7 +88,6 @@ class Joblib(CountsDone, StoresHere):
             self.wait_until_ready()
             stop = shared.share(np.zeros(1, np.uint8))
             caller = tasks.Caller(job, self.allocate, stop)
-            self._running = weakref.ref(caller)
             # joblib maps arrays into files by itself; an open dataset it cannot send, nor many a kernel
             inputs = tuple(sources.portable(array) for array in job.inputs)
             pickled, keep_alive = pickling.dumps(replace(job, inputs=()), f"kernel {job.name}")

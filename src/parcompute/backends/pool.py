@@ -14,7 +14,6 @@ import pickle
 import signal
 import threading
 import time
-import weakref
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 from parcompute.backends import tasks
 from parcompute.backends.base import (
     Call,
-    CountsDone,
+    KeepsPlan,
     Options,
     StoresHere,
     Trouble,
@@ -49,7 +48,7 @@ from parcompute.workers import desk, surroundings
 _LOOK_S = 0.2
 
 
-class Pool(CountsDone, StoresHere):
+class Pool(KeepsPlan, StoresHere):
     """A pool of the standard library, kept for many jobs.
 
     Its workers ignore Ctrl-C as soon as they run; while they still start, they answer it as any interpreter does.
@@ -122,7 +121,6 @@ class Pool(CountsDone, StoresHere):
             segment = shared.share(np.frombuffer(b"\0" + pickled, np.uint8))
             self._n_jobs += 1
             caller = tasks.Caller(job, self.allocate, segment)
-            self._running = weakref.ref(caller)
             submitted_ns = time.perf_counter_ns()
             compute = partial(_chunk, self._n_jobs, segment)
             try:

@@ -6,11 +6,10 @@ import contextlib
 import os
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, timeline
+from parcompute.backends.base import Call, KeepsPlan, Options, StoresHere, Trouble, conclude, timeline
 from parcompute.jobs import variables, world
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.schedule import Board, Pass, ThreadClaims
@@ -20,7 +19,7 @@ from parcompute.values.timeline import Timeline
 from parcompute.workers.walk import walk
 
 
-class Serial(CountsDone, StoresHere):
+class Serial(KeepsPlan, StoresHere):
     """Compute in the calling thread."""
 
     def __init__(self, options: Options) -> None:
@@ -64,7 +63,6 @@ class Serial(CountsDone, StoresHere):
         self.wait_until_ready()
         board = Board(1, job.plan.n_blocks, job.plan.n_chunks)
         job.follow(board.done, stop=board.stop, current=board.current)
-        self._running = weakref.ref(board)
 
         def shaped(index: int, shape: Any) -> None:
             job.outputs.allocate(shape, self.allocate)

@@ -6,7 +6,6 @@ import functools
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from parcompute.backends.base import Call, CountsDone, Options, StoresHere, Trouble, conclude, deliver, timeline
+from parcompute.backends.base import Call, KeepsPlan, Options, StoresHere, Trouble, conclude, deliver, timeline
 from parcompute.backends.kinds import SHORT_NS, Kinds, is_brief
 from parcompute.jobs import variables, world
 from parcompute.jobs.job import Failure, Job
@@ -71,7 +70,7 @@ class _Pace:
         return f"in one thread: {n_threads} would take turns, with blocks of {self.block_ns / 1000:.0f} µs"
 
 
-class Threads(CountsDone, StoresHere):
+class Threads(KeepsPlan, StoresHere):
     """Compute in threads that start once and claim like worker processes do."""
 
     def __init__(self, options: Options) -> None:
@@ -134,9 +133,7 @@ class Threads(CountsDone, StoresHere):
     def walks(self, job: Job) -> Walks:
         """Return the walks of a job's pass, none of which has begun."""
         self.wait_until_ready()
-        walks = Walks(job, self.n_workers, self._pool.submit, self._blas_threads, self.allocate)
-        self._running = weakref.ref(walks.board)
-        return walks
+        return Walks(job, self.n_workers, self._pool.submit, self._blas_threads, self.allocate)
 
     def finish(self, walks: Walks, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Have all threads walk to the end, and return what `run` returns."""

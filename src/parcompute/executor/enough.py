@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from parcompute.backends import base
 from parcompute.backends.base import Backend, Trouble
-from parcompute.jobs.job import Job, Keeper
+from parcompute.jobs.job import Job
 from parcompute.jobs.partials import Partials
 from parcompute.jobs.pickling import SHARE_ABOVE
 from parcompute.jobs.schedule import DONE, FAILED
@@ -45,11 +45,6 @@ class Steps:
         if not callable(until):
             raise TypeError(f"until={until!r} is {type(until).__name__}; pass a function of a partial and n_items")
         self._backend, self._until = backend, until
-        self._n_ahead = 0  # blocks that are not in the portion that runs, and not before it
-
-    def n_done(self) -> int:
-        """Return how many blocks are done."""
-        return max(0, self._backend.n_done() - self._n_ahead)
 
     def run(self, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Compute so many blocks that it is enough, or all; see `parcompute.backends.base.Backend.run`."""
@@ -64,9 +59,8 @@ class Steps:
             if job.keeper is None:  # else its file has room for all
                 plan = replace(plan, n_items=min(stop * whole.block_items, whole.n_items))
                 outputs.grow(stop, self._backend.allocate)
-            self._n_ahead = plan.n_blocks - stop
-            portion = replace(job, plan=plan, keeper=_Portion(first, stop, plan.n_blocks, outputs, job.keeper))
-            timeline, failed = base.run(self._backend, portion, called_ns)
+            portion = _Portion(job, first, stop, plan.n_blocks)
+            timeline, failed = base.run(self._backend, replace(job, plan=plan, keeper=portion, watch=None), called_ns)
             timeline.chunks["chunk"] += sum(map(len, edges)) - len(edges)
             timelines.append(timeline)
             edges.append(self._backend.carried_out(plan).edges)
@@ -112,9 +106,10 @@ def _joined(timelines: list[Timeline]) -> Timeline:
 class _Portion:
     """See `parcompute.jobs.job.Keeper`: what is before a portion is done, and what is behind it is nobody's."""
 
-    def __init__(self, first: int, stop: int, n_blocks: int, outputs: Partials, keeper: Keeper | None) -> None:
-        self._first, self._stop, self._keeper = first, stop, keeper
-        self._omitted = sorted(outputs.omitted)
+    def __init__(self, job: Job, first: int, stop: int, n_blocks: int) -> None:
+        assert isinstance(job.outputs, Partials)
+        self._first, self._stop, self._keeper, self._watch = first, stop, job.keeper, job.watch
+        self._omitted = sorted(job.outputs.omitted)
         marks = np.zeros(n_blocks, np.uint8)
         self.follow(marks)
         self.complete = bool(marks.all())
@@ -131,6 +126,8 @@ class _Portion:
         done[self._stop :] = FAILED
         if self._keeper is not None:
             self._keeper.follow(done, **how)
+        if self._watch is not None:
+            self._watch(done[: self._stop])
 
     def look(self) -> float:
         """Have the checkpoint, if there is one, write what is due."""

@@ -368,7 +368,7 @@ class Executor(BlockIterator):
         def outcome() -> tuple[int, int]:
             return (job if steps is None else steps).plan.n_blocks, len(self._failures)
 
-        with signals.heard(), reporting(self._progress, job, (steps or backend).n_done, outcome):
+        with signals.heard(), reporting(self._progress, job, outcome) as job:
             if steps is None:
                 timeline, self._failures = base.run(backend, job, called_ns)
             else:

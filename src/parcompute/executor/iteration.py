@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
+
 from parcompute.backends.base import Trouble, WorkerLost
 from parcompute.executor import arguments
 from parcompute.executor.batches import SentOnce
@@ -17,6 +19,7 @@ from parcompute.executor.last_job import LastJob
 from parcompute.executor.progress import Progress, reporting
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
 from parcompute.jobs.partials import Partials
+from parcompute.jobs.schedule import DONE
 from parcompute.jobs.world import World
 from parcompute.machine import signals
 from parcompute.values.blocks import Block, Plan
@@ -96,16 +99,17 @@ class BlockIterator(LastJob):
         function, n_blocks, most = SentOnce(_Blocks(job)), job.plan.n_blocks, _AHEAD * self._backend.n_workers
         news: queue.SimpleQueue[int] = queue.SimpleQueue()
         sent: dict[int, Future[Any]] = {}  # and not taken
-        ended: list[int] = []
+        ended = np.zeros(n_blocks, np.uint8)
         done: set[int] = set()
         n_sent = 0
 
         def note(index: int, _: Future[Any]) -> None:
-            ended.append(index)
+            ended[index] = DONE
             news.put(index)
 
         try:
-            with reporting(self._progress, job, lambda: len(ended), lambda: (n_blocks, len(self._failures))):
+            with reporting(self._progress, job, lambda: (n_blocks, len(self._failures))) as job:
+                job.follow(ended)
                 for turn in range(n_blocks):
                     while n_sent < n_blocks and len(sent) < most:
                         self._usable()

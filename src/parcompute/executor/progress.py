@@ -15,7 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from parcompute.jobs.job import Job
 from parcompute.machine import signals
@@ -36,55 +40,68 @@ BRIEF_S = 0.5
 
 
 def reporting(
-    progress: Progress, job: Job, n_done: Callable[[], int], outcome: Callable[[], tuple[int, int]]
-) -> contextlib.AbstractContextManager[None]:
-    """Call ``progress(n_done(), n_blocks)`` ten times a second from a thread, and once more at the end.
+    progress: Progress, job: Job, outcome: Callable[[], tuple[int, int]]
+) -> contextlib.AbstractContextManager[Job]:
+    """Call ``progress(n_done, n_blocks)`` ten times a second from a thread, and once more at the end.
 
     Parameters
     ----------
     progress : callable, True or None
         True shows the job among those of this process, and None nothing.
     job : Job
-        Which runs in the body.
-    n_done : callable
-        How many blocks are done by now.
+        The body gets it as it is to be run.
     outcome : callable
         Of how many blocks the result is, and how many of them have failed.
     """
     if progress is None:
-        return _NOBODY
-    return _shown(job, n_done, outcome) if progress is True else _reporting(progress, job, n_done)
+        return contextlib.nullcontext(job)
+    tally = _Tally()
+    job = replace(job, watch=tally.watch)
+    return _shown(job, tally, outcome) if progress is True else _reporting(progress, job, tally)
 
 
-_NOBODY = contextlib.nullcontext()
+class _Tally:
+    """Counts the blocks that are done: who computes a job may change, and mark anew, but nothing is taken back."""
+
+    def __init__(self) -> None:
+        self._marks, self._n_done = np.zeros(0, np.uint8), 0
+
+    def watch(self, marks: npt.NDArray[np.uint8]) -> None:
+        """Look at these marks from now on."""
+        self._marks = marks
+
+    def n_done(self) -> int:
+        """Return how many blocks are done, or have failed."""
+        self._n_done = max(self._n_done, int(np.count_nonzero(self._marks)))
+        return self._n_done
 
 
 @contextlib.contextmanager
-def _reporting(report: Report, job: Job, n_done: Callable[[], int]) -> Iterator[None]:
+def _reporting(report: Report, job: Job, tally: _Tally) -> Iterator[Job]:
     n_blocks = job.plan.n_blocks
-    with _repeated(lambda: report(n_done(), n_blocks)):
-        yield
+    with _repeated(lambda: report(tally.n_done(), n_blocks)):
+        yield job
     with signals.at_any_line():
         report(n_blocks, n_blocks)
 
 
 @contextlib.contextmanager
-def _shown(job: Job, n_done: Callable[[], int], outcome: Callable[[], tuple[int, int]]) -> Iterator[None]:
+def _shown(job: Job, tally: _Tally, outcome: Callable[[], tuple[int, int]]) -> Iterator[Job]:
     from parcompute.executor.bars import Row  # 1 ms, that programs without a bar need not pay
 
     row = Row(job.name.rpartition("<locals>.")[2], job.plan.n_blocks)
     try:
         with signals.heard():
             _begin(row)
-        with _repeated(lambda: _update(row, n_done())):
-            yield
+        with _repeated(lambda: _update(row, tally.n_done())):
+            yield job
         row.n_done, row.n_failed = outcome()
         row.end = "done" if row.n_done == row.n_blocks else "enough"
     finally:
         with signals.heard():
             if not row.end:
                 row.end = "stopped"
-                row.look(n_done())
+                row.look(tally.n_done())
             _end(row)
 
 

@@ -175,6 +175,8 @@ class Job:
         Seconds after which the worker of a block is stopped.
     keeper : Keeper or None
         Keeps the finished blocks in a checkpoint. It stays with the caller.
+    watch : callable or None
+        Is given the marks of the blocks by whoever computes the job from now on. It stays, too.
     world : World or None
         The caller's settings; it travels beside the job, since a job is rebuilt among them. None leaves those of
         whoever computes.
@@ -191,10 +193,11 @@ class Job:
     keep_going: bool = False
     block_timeout_s: float | None = None
     keeper: Keeper | None = None
+    watch: Callable[[npt.NDArray[np.uint8]], None] | None = None
     world: World | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "keeper": None, "world": None}
+        return {**self.__dict__, "keeper": None, "watch": None, "world": None}
 
     @property
     def program(self) -> Job:
@@ -250,9 +253,11 @@ class Job:
         return self.keeper is not None and bool(self.keeper.ended)
 
     def follow(self, done: npt.NDArray[np.uint8], **how: Any) -> None:
-        """Let the keeper follow the marks of the blocks, if there is one; see `Keeper.follow`."""
+        """Show the marks of the blocks to the keeper, if there is one, and to who watches; see `Keeper.follow`."""
         if self.keeper is not None:
             self.keeper.follow(done, **how)
+        if self.watch is not None:
+            self.watch(done)
 
     def look(self, timeout_s: float = signals.LOOK_S) -> float:
         """Let the keeper write what is due; return for how long one may wait, `timeout_s` at most."""
@@ -373,13 +378,8 @@ def is_ctrl_c(error: BaseException) -> bool:
 
     Elsewhere, in workers and threads, a kernel has raised KeyboardInterrupt itself, and has failed.
     """
-    if isinstance(error, OutOfTime):
-        return threading.current_thread() is threading.main_thread()
-    return (
-        isinstance(error, KeyboardInterrupt)
-        and threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-    )
+    heeded = KeyboardInterrupt if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN else ()
+    return threading.current_thread() is threading.main_thread() and isinstance(error, (OutOfTime, heeded))
 
 
 def _in_words(error: BaseException) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from parcompute.backends.auto import probe
-from parcompute.backends.base import Call, CountsDone, Options, Trouble, conclude, position
+from parcompute.backends.base import Call, KeepsPlan, Options, Trouble, conclude, position
 from parcompute.backends.kinds import Kinds
 from parcompute.backends.processes.processes import Processes
 from parcompute.backends.threads import Threads, Walks
@@ -40,13 +40,12 @@ _HAS_CLOCKS = hasattr(time, "pthread_getcpuclockid")
 _NO_CLOCKS = probe.Verdict("processes", "this system has no clocks of threads that tell more")
 
 
-class Auto(CountsDone):
+class Auto(KeepsPlan):
     """Threads and processes of one executor; the processes take its calls."""
 
     def __init__(self, options: Options) -> None:
         self._processes = Processes(options)
         self._threads = Threads(options)
-        self._now: Threads | Processes = self._threads
         self.n_workers, self.start_method = options.n_workers, self._processes.start_method
         self.why = ""
         self._known = Kinds(probe.Evidence)
@@ -77,11 +76,9 @@ class Auto(CountsDone):
             _move(job, marks != WAITING, self._processes)
             with contextlib.suppress(CannotTravel):  # nothing has run then, and threads can take it as it is
                 return self._run_processes(evidence, job, n_blocks if job.keeper is None else 0, called_ns)
-        self._now = self._threads
         return self._threads.run(job, called_ns)
 
     def _find_out(self, evidence: probe.Evidence, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
-        self._now = self._threads
         with self._threads.turn():
             walks = self._threads.walks(job)
             with probe.short_turns():
@@ -128,7 +125,6 @@ class Auto(CountsDone):
         self, evidence: probe.Evidence, job: Job, n_blocks: int, called_ns: int
     ) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Have the processes do so many blocks of a job, and note how long that has taken; 0 is an unknown number."""
-        self._now = self._processes
         found, troubles = self._processes.run(job, called_ns)
         if n_blocks and len(rows := found.chunks):
             wall_ns = rows["finished_ns"].max() - rows["started_ns"].min()
@@ -146,15 +142,11 @@ class Auto(CountsDone):
             n_left = int(np.count_nonzero(marks == WAITING))
             found, troubles = self._run_processes(evidence, rest, n_left, called_ns)
         except CannotTravel as error:
-            self._now, self.why = self._threads, f"on threads: {error}"
+            self.why = f"on threads: {error}"
             found, troubles = self._threads.run(rest, called_ns)
         found.chunks["attempt"] += 1
         whole = replace(found, submitted_ns=walks.submitted_ns, chunks=np.concatenate([begun, found.chunks]))
         return whole, tuple(sorted((*conclude(job, walks.failures), *troubles), key=position))
-
-    def n_done(self) -> int:
-        """Return how many blocks of the job that runs are done."""
-        return self._now.n_done()
 
     def submit(self, call: Call) -> None:
         """Run a call on a worker process."""

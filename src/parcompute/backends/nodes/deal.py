@@ -88,11 +88,6 @@ class Deal:
         self._stopping = self._headless = False
         self._absence = Absence(engine)
 
-    @property
-    def n_done(self) -> int:
-        """Number of blocks that are done or have failed."""
-        return int(np.count_nonzero(self._done))
-
     # --- the run -------------------------------------------------------------------------------------------
 
     def run(self) -> None:

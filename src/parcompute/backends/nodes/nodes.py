@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 from parcompute.backends.base import (
     Call,
-    CountsDone,
     Options,
     StoresHere,
     Trouble,
@@ -49,7 +48,7 @@ _AHEAD = 1
 _JOB = {"span", "lack", "unseen", "lost", "failed"}
 
 
-class Nodes(CountsDone, StoresHere):
+class Nodes(StoresHere):
     """The nodes that an engine connects, as workers of one executor."""
 
     def __init__(self, options: Options, engine: Engine) -> None:
@@ -160,7 +159,6 @@ class Nodes(CountsDone, StoresHere):
             self._forget_dropped()
             with self._news:
                 self._deal = deal
-            self._running = lambda: deal
             try:
                 deal.run()
                 self._carried_out = job.plan, deal.plan()
@@ -171,7 +169,6 @@ class Nodes(CountsDone, StoresHere):
                 raise
             finally:
                 deal.forget()
-                self._running = CountsDone._running
                 with self._news:
                     self._deal = None
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import weakref
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from parcompute.backends.base import Call, CountsDone, Options, Trouble, WorkerLost
+from parcompute.backends.base import Call, KeepsPlan, Options, Trouble, WorkerLost
 from parcompute.backends.processes.calls import Calls, Turn
 from parcompute.backends.processes.crew import Crew
 from parcompute.backends.processes.drive import Drive, shared_array
@@ -25,7 +24,7 @@ from parcompute.memory import sources
 from parcompute.values.timeline import Timeline
 
 
-class Processes(CountsDone):
+class Processes(KeepsPlan):
     """Worker processes that claim chunks by themselves."""
 
     def __init__(self, options: Options) -> None:
@@ -86,7 +85,6 @@ class Processes(CountsDone):
                 self._crew.kill()
                 raise
             finally:
-                self._running = CountsDone._running
                 self._driving = None
 
     def give_up(self, *, at_once: bool) -> None:
@@ -104,7 +102,6 @@ class Processes(CountsDone):
         parcel, keep_alive = self._parcels.of(job)
         self._n_jobs += 1
         board = self._parcels.board(self._n_jobs % 2, self.n_workers, job.plan)
-        self._running = weakref.ref(board)
         drive = Drive(self._crew, job, self._n_jobs, self._options, self._parcels, parcel, keep_alive, board)
         self._driving = drive
         return drive
