@@ -309,18 +309,7 @@ class Plan:
     @property
     def block(self) -> Callable[[int], Block]:
         """The function that returns block `index`, ``0 <= index < n_blocks``; for many, get it once."""
-        block_items, n_items, halo, new = self.block_items, self.n_items, self.halo, _new_block
-
-        def block(index: int) -> Block:
-            start = index * block_items
-            stop = start + block_items
-            if stop > n_items:
-                stop = n_items
-            if not halo:
-                return new(Block, (index, start, stop, 0, 0))  # a third of the time of Block(...)
-            return Block(index, start, stop, min(halo, start), min(halo, n_items - stop))
-
-        return block
+        return block_of(self.n_items, self.block_items, self.halo)
 
     def chunk(self, index: int) -> range:
         """Return the block indices of chunk `index`."""
@@ -348,6 +337,29 @@ class Plan:
                 "why": self.why,
             }
         )
+
+
+def block_of(n_items: int, block_items: int, halo: int, first: int = 0) -> Callable[[int], Block]:
+    """Return the function that returns block ``first + index`` of so many items.
+
+    Examples
+    --------
+    >>> block_of(10, 4, halo=1)(1)
+    Block(index=1, start=4, stop=8, halo_before=1, halo_after=1)
+    """
+    new = _new_block
+
+    def block(index: int) -> Block:
+        index += first
+        start = index * block_items
+        stop = start + block_items
+        if stop > n_items:
+            stop = n_items
+        if not halo:
+            return new(Block, (index, start, stop, 0, 0))  # a third of the time of Block(...)
+        return Block(index, start, stop, min(halo, start), min(halo, n_items - stop))
+
+    return block
 
 
 def runs(wanted: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:

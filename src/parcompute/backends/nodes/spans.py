@@ -20,7 +20,7 @@ from parcompute.jobs.job import Job
 from parcompute.jobs.outputs import Rows
 from parcompute.jobs.partials import Partials
 from parcompute.jobs.world import World
-from parcompute.values.blocks import Block, Plan
+from parcompute.values.blocks import Block, Plan, block_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +49,7 @@ class SpanPlan(Plan):
     @property
     def block(self) -> Callable[[int], Block]:
         """The function that returns a block of the span; the block has its number in the larger plan."""
-        whole = Plan(self.n_items_in_all, self.block_items, self.halo, self.schedule, 1, self.edges, "").block
-        first = self.first_block
-        return lambda index: whole(first + index)
+        return block_of(self.n_items_in_all, self.block_items, self.halo, self.first_block)
 
 
 def items_of(plan: Plan, first: int, stop: int) -> slice:
@@ -116,6 +114,12 @@ class SpanPartials(_OfSpan, Partials):
 
     def store(self, result: Any, block: Block) -> bool:
         """Write the partial of a block to its row."""
+        if type(result) is self._kind:  # one number, as mostly, in a quarter of the time
+            try:
+                self._numbers[block.index - self.first] = result
+            except ValueError:  # an int of more than 64 bits
+                return False
+            return True
         return super().store(result, self._here(block))
 
     def omit(self, block: Block) -> None:
