@@ -1,16 +1,22 @@
-"""The contenders of several nodes: two nodes of one worker each, on Dask and under MPI, and one node of two."""
+"""The contenders of several nodes: two nodes of one worker each, on Dask and under MPI, and one node of two.
+
+And `mpi4py.futures`, whose programs MPI starts as well.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
 
 import numpy as np
 import tasks
 from contender import Contender, Missing, samples
+from standard import ProcessPool
 from tasks import N_WORKERS
 
 import parcompute as pc
@@ -102,10 +108,20 @@ class Ranks(Nodes):
         return pc.Executor(1, backend="mpi")
 
 
+class Futures(ProcessPool):
+    """`MPIPoolExecutor` of mpi4py: what the rank of the script runs, with all others as workers."""
+
+    def make(self):
+        from mpi4py.futures import MPIPoolExecutor
+
+        return MPIPoolExecutor()
+
+
 class UnderMPI(Contender):
     """Two ranks with one worker each, in a program of their own that is asked over a socket."""
 
     package = "mpi4py"
+    module, n_ranks, inside = "parcompute.mpi", N_WORKERS, "nodes:Ranks"
 
     def __init__(self):
         super().__init__()
@@ -116,8 +132,11 @@ class UnderMPI(Contender):
         self.folder = tempfile.TemporaryDirectory()
         address = f"{self.folder.name}/asked"
         with Listener(address) as listener:
-            command = [launcher, "-n", str(N_WORKERS), sys.executable, "-m", "parcompute.mpi", __file__, address]
-            self.program = subprocess.Popen(command)
+            launched = [launcher, "-n", str(self.n_ranks), sys.executable, "-m", self.module]
+            here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+            self.program = subprocess.Popen(
+                [*launched, __file__, address, self.inside], env={**os.environ, "PYTHONPATH": here}
+            )
             self.channel = listener.accept()
         self._answer()
 
@@ -127,7 +146,7 @@ class UnderMPI(Contender):
             raise RuntimeError(answer)
         return answer
 
-    def _asked(self, question, parameters):
+    def _asked(self, question, **parameters):
         label = f"{question} {parameters}"
         try:
             while True:
@@ -137,14 +156,10 @@ class UnderMPI(Contender):
             self.channel.send(("release",))
             self._answer()
 
-    def guided_blocks(self, **parameters):
-        return self._asked("guided_blocks", parameters)
-
-    def two_blocks(self, **parameters):
-        return self._asked("two_blocks", parameters)
-
-    def plain_input(self, **parameters):
-        return self._asked("plain_input", parameters)
+    def __getattr__(self, question):
+        if question.startswith("_"):
+            raise AttributeError(question)
+        return partial(self._asked, question)
 
     def close(self):
         self.channel.send(("close",))
@@ -153,8 +168,13 @@ class UnderMPI(Contender):
         self.folder.cleanup()
 
 
+class FuturesUnderMPI(UnderMPI):
+    """One rank for the script, and two for the calls."""
+
+    module, n_ranks, inside = "mpi4py.futures", 1 + N_WORKERS, "nodes:Futures"
+
+
 if __name__ == "__main__":
     from host import serve
 
-    sys.path.insert(0, str(Path(__file__).parent))
-    serve("nodes:Ranks", Client(sys.argv[1]))
+    serve(sys.argv[2], Client(sys.argv[1]))

@@ -21,6 +21,7 @@ CONTENDERS = {
     "mpire": "others:Mpire",
     "dask": "others:Dask",
     "ray": "others:Ray",
+    "mpi4py.futures": "nodes:FuturesUnderMPI",
     "parcompute": "own:Parcompute",
     "threads": "own:Threads",
     "auto": "own:Auto",
@@ -87,7 +88,7 @@ def each(question: str, *names: str, **parameters: Any) -> tuple[Entry, ...]:
     return tuple(Entry(name, name, question, parameters) for name in names)
 
 
-ENGINES = ("Pool", "ProcessPoolExecutor", "joblib", "loky", "mpire", "dask", "ray", "parcompute")
+ENGINES = ("Pool", "ProcessPoolExecutor", "joblib", "loky", "mpire", "dask", "ray", "mpi4py.futures", "parcompute")
 WITH_ARRAYS = ("Pool", "joblib", "mpire", "dask", "ray")
 STARTS = (
     "Pool fork",
@@ -185,7 +186,7 @@ ROWS = (
         US,
         (
             *each("noop_blocks", "Pool", "ProcessPoolExecutor", "joblib", "loky", "parcompute"),
-            *each("noop_blocks", "mpire", n=5_000),
+            *each("noop_blocks", "mpire", "mpi4py.futures", n=5_000),
             *each("noop_blocks", "ray", n=2_000),
             *each("noop_blocks", "dask", n=1_000),
         ),
@@ -366,7 +367,7 @@ ROWS = (
         US,
         each(
             "short_jobs",
-            *("Pool", "ProcessPoolExecutor", "joblib", "loky", "mpire", "dask", "ray"),
+            *("Pool", "ProcessPoolExecutor", "joblib", "loky", "mpire", "dask", "ray", "mpi4py.futures"),
             *("ThreadPoolExecutor", "parcompute", "threads"),
         ),
         (AtMostTimes("parcompute", 0.5, ("Pool",)), AtMostTimes("threads", 2.0, ("ThreadPoolExecutor",))),
