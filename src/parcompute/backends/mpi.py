@@ -34,9 +34,9 @@ from parcompute.machine.batch import deadline
 # The most bytes of one MPI message: many count in 32 bits.
 _PIECE_BYTES = 2**30
 
-# Pauses between two looks for messages: none for a moment after the last one, then longer ones.
-_BUSY_S, _SHORT_S, _LONG_S = 0.0, 2e-4, 1e-3
-_SHORT_FOR_S = 0.1
+# A pause between two looks for messages is such a part of the time since the last one, within these bounds: a look
+# takes 20 µs of a CPU that a worker may compute on.
+_PART, _SHORT_S, _LONG_S = 8, 1e-4, 1e-3
 
 _HEAD, _BUFFER = 1, 2
 
@@ -93,8 +93,8 @@ class Post:
             idle_s = now_s - last_s
             if self._sending:  # an MPI moves a piece with each look
                 time.sleep(0)
-            elif idle_s > _BUSY_S:
-                self._news.wait(_SHORT_S if idle_s < _SHORT_FOR_S else _LONG_S)
+            else:
+                self._news.wait(min(max(_SHORT_S, idle_s / _PART), _LONG_S))
                 self._news.clear()
 
     def _send_all(self) -> bool:

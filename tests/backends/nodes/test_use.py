@@ -123,6 +123,14 @@ def test_jobs(here, tmp_path):
             assert [n for n, _ in told[-3:]] == sorted(n for n, _ in told[-3:])
             assert executor.submit(lambda: type(pc.worker_state()).__name__).result() == "Counter"
 
+            firsts = []
+            for _ in range(2):
+                executor.reduce_blocks(int, n_items=6400, block_items=1)
+                spans = executor.timeline.spans
+                firsts.append(int((spans["stop"] - spans["first"])[spans["first"] == 0][0]))
+            assert firsts[0] == 6400 // 2 // 32  # of what nothing is known
+            assert firsts[1] >= 6400 // 2 // 4  # it was the same before
+
         def sometimes(x, block, broken):
             if block.index in broken:
                 raise ValueError(block.index)

@@ -32,7 +32,8 @@ _AHEAD = 2
 
 # How long a span takes, as far as the speed of its node is known: so many times the way there and back at least, and
 # not so short that dealing costs more than a few per cent; not so long that much is lost with a node, or between two
-# looks at a checkpoint. The first, of which nothing is known, is a small part.
+# looks at a checkpoint. The first, of which nothing is known, is a small part; where the last job was the same on other
+# items, its speed is a guess, and the first span half of the part at most.
 _WAYS, _LEAST_S, _MOST_S, _FIRST_PART = 4, 0.05, 5.0, 32
 
 # The exit status of processes of which nobody can say how they ended, as in the standard library.
@@ -181,12 +182,14 @@ class Deal:
             idle = [p for p, owed in self._owed.items() if p.node is not None and not (p.gone or owed)]
             size = -(-left * peer.node.n_workers // sum(p.node.n_workers for p in idle if p.node is not None))
         else:
-            rate = self._rates.get(peer)
+            known = self._rates.get(peer)
+            rate = known or (peer.pace[1] if peer.pace[0] == self._parcel.pickled else None)
             if rate is None:
                 size = max(peer.node.n_workers, int(part / _FIRST_PART))
             else:
                 worth = rate * max(_LEAST_S, _WAYS * peer.clock.round_trip_ns / 1e9)
-                size = int(min(max(part / 4, min(worth, part), worth / 4), rate * _MOST_S))
+                most = part if known else part / 2
+                size = int(min(max(part / 4, min(worth, most), worth / 4), rate * _MOST_S))
             size = max(1, size)
         if attempt:  # of a lost node: a part of it for each, so that what has cost a node is found
             size = min(size, max(1, -(-(stop - first) // 2)) if self._most_lost(first, stop) < self._retries else 1)
@@ -283,6 +286,7 @@ class Deal:
         if len(chunks := came["chunks"]):  # what it takes to begin a span is not to make the next one short
             took_ns = int(chunks["stored_ns"].max() - chunks["started_ns"].min())
             self._rates[peer] = (stop - first) / max(1e-9, took_ns / 1e9)
+            peer.pace = self._parcel.pickled, self._rates[peer]
         if not self._over:
             self._take_back(first, stop, sent.attempt)
         self._job.look()
