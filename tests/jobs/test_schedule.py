@@ -1,6 +1,7 @@
 """Each chunk is claimed once, whoever asks, and what a dead worker has left is handed out again."""
 
 import collections
+import multiprocessing
 import os
 import threading
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parcompute.jobs import schedule
-from parcompute.jobs.schedule import NO_BLOCK, Board, FileClaims, Pass, ThreadClaims, rows_for, written
+from parcompute.jobs.schedule import NO_BLOCK, Board, FileClaims, FileTokens, Pass, ThreadClaims, rows_for, written
 from parcompute.values.blocks import Plan
 
 plans = st.builds(
@@ -88,6 +89,30 @@ def test_a_descriptor_of_the_same_file_goes_on_where_the_other_is(claims):
     other = FileClaims(os.dup(claims.fd))
     assert [take(claims), take(other), take(claims), take(other)] == [0, 1, 2, 3]
     other.close()
+
+
+def test_each_token_is_taken_once_whoever_takes_it():
+    tokens, n_tokens = FileTokens(), 3_000
+    assert not tokens.taken()
+
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        others = [pool.apply_async(take_until_none_of, (tokens.fd,)) for _ in range(2)]
+        own = 0
+        for i in range(n_tokens):
+            tokens.give()
+            own += i % 3 == 0 and tokens.taken()
+        taken = [other.get(30) for other in others]
+        own += take_until_none_of(tokens.fd)
+    tokens.close()
+    assert own + sum(taken) == n_tokens
+
+
+def take_until_none_of(fd):
+    tokens, taken, misses = FileTokens(fd), 0, 0
+    while misses < 50_000:  # nobody gives any more
+        misses = 0 if (took := tokens.taken()) else misses + 1
+        taken += took
+    return taken
 
 
 def test_reset_begins_again_at_zero(claims):

@@ -10,6 +10,7 @@ of 0.3 µs that hands out each number once, and no process can die holding it.
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import os
@@ -63,6 +64,24 @@ class FileClaims:
     def close(self) -> None:
         """Close the file."""
         os.close(self.fd)
+
+
+class FileTokens(FileClaims):
+    """Leaves to begin something, each of which one process takes: the same offset, counted down to 0."""
+
+    def give(self) -> None:
+        """Let one more be taken."""
+        os.lseek(self.fd, 1, os.SEEK_CUR)
+
+    def taken(self) -> bool:
+        """Take one, unless there is none."""
+        try:
+            os.lseek(self.fd, -1, os.SEEK_CUR)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return False
+        return True
 
 
 class ThreadClaims:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from parcompute.jobs import pickling, world
 from parcompute.jobs.job import Failure, Job, is_ctrl_c
-from parcompute.jobs.schedule import Board, FileClaims, Pass
+from parcompute.jobs.schedule import Board, FileClaims, FileTokens, Pass
 from parcompute.jobs.setup import Setup, State
 from parcompute.memory import segments, sources
 from parcompute.workers import exits
@@ -32,12 +32,13 @@ class Desk:
         self,
         channel: Channel,
         claims: Sequence[FileClaims],
+        tokens: FileTokens,
         first_worker: int,
         n_threads: int,
         cpus: frozenset[int] | None,
         setup: Setup,
     ) -> None:
-        self.channel, self.claims, self.cpus = channel, claims, cpus
+        self.channel, self.claims, self.tokens, self.cpus = channel, claims, tokens, cpus
         self.first_worker, self.n_threads = first_worker, n_threads
         self.states = [State(setup.state) for _ in range(n_threads)]
         self.job: Job | None = None
@@ -141,8 +142,11 @@ class Desk:
     def arrays(self, number: int, arrays: Any) -> None:
         """Nothing: an answer to a question that was settled meanwhile."""
 
-    def call(self, number: int, pickled: bytes) -> None:
-        """Run a submitted call and send what it returned or raised."""
+    def call(self, number: int, pickled: bytes, ahead: bool) -> None:
+        """Run a submitted call and send what it returned or raised; not one that was sent ahead and taken back."""
+        if ahead and not self.tokens.taken():
+            self._send("skipped")
+            return
         with self.states[0].here():
             result = run_call(pickled)
         exits.flush()  # whoever takes the result finds what was printed before it

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from parcompute.jobs import pickling, variables, world
 from parcompute.jobs.job import Failure
-from parcompute.jobs.schedule import FileClaims
+from parcompute.jobs.schedule import FileClaims, FileTokens
 from parcompute.jobs.setup import Setup
 from parcompute.machine import blas, malloc
 from parcompute.workers import exits, handover, start
@@ -46,7 +46,14 @@ class Settings:
     world: bytes  # what holds for jobs that tell of nothing else
 
 
-def main(channel_fd: int, claims_fd: int, claims_fd_2: int, *print_fds: int, inherited: Setup | None = None) -> None:
+def main(
+    channel_fd: int,
+    claims_fd: int,
+    claims_fd_2: int,
+    tokens_fd: int,
+    *print_fds: int,
+    inherited: Setup | None = None,
+) -> None:
     """Serve a parent until it says "quit" or is gone: the whole life of a worker process.
 
     Parameters
@@ -55,6 +62,8 @@ def main(channel_fd: int, claims_fd: int, claims_fd_2: int, *print_fds: int, inh
         Of the socket to the parent.
     claims_fd, claims_fd_2 : int
         Of the files that hand out claims, of one job and of the next.
+    tokens_fd : int
+        Of the file that says whether a call that was sent ahead is still this worker's.
     *print_fds : int
         Of the pipes for what it prints on stdout and stderr, if it does not print where its parent does.
     inherited : Setup, optional
@@ -78,7 +87,7 @@ def main(channel_fd: int, claims_fd: int, claims_fd_2: int, *print_fds: int, inh
             channel.send(("broken", Failure.before_blocks(error)))
             return
         claims = FileClaims(claims_fd), FileClaims(claims_fd_2)
-        desk = Desk(channel, claims, settings.worker, settings.n_threads, settings.cpus, setup)
+        desk = Desk(channel, claims, FileTokens(tokens_fd), settings.worker, settings.n_threads, settings.cpus, setup)
         gc.freeze()  # so that a collection looks at what calls have made, and takes a moment
         channel.send(("ready", time.perf_counter_ns(), libraries))
         while True:

@@ -19,7 +19,8 @@ from parcompute.jobs import pickling
 from parcompute.machine import signals
 
 # A worker is sent one call ahead, so that it need not wait for the parent between two of them, as long as they take
-# less than so many seconds: behind a long one the next would wait while others are idle.
+# less than so many seconds, or more wait than there are workers. One that has nothing to do gets what was sent ahead to
+# another: nothing waits behind a long call.
 _SHORT_S = 0.005
 
 # A larger call waits for an idle worker: a busy one does not read, and once the socket is full (about 200 KiB)
@@ -181,12 +182,11 @@ class Calls:
         while True:
             if self._killed:
                 raise WorkerLost("the workers were killed, by kill_workers or after Ctrl-C")
-            if not self._turn.wanted:
-                ahead = self._usual_s < _SHORT_S
-                for depth in range(2 if ahead else 1):
-                    for member in self._crew.members:
-                        if member.ready and len(member.calls) == depth:
-                            self._hand_out(member)
+            if self._turn.wanted:
+                while self._take_back():
+                    pass
+            else:
+                self._share_out()
             for member in self._crew.members:
                 if not (member.calls_left or member.calls or member.leaving):
                     self._crew.dismiss(member)
@@ -199,6 +199,34 @@ class Calls:
                 elif message[0] == "result":
                     self._settle(member, *message[1:])
             self._silence()
+
+    def _share_out(self) -> None:
+        """Give each worker a call, then one ahead."""
+        members = [member for member in self._crew.members if member.ready]
+        for depth in range(2):
+            for member in members:
+                if len(member.calls) == depth and (not depth or self._goes_ahead(member)):
+                    self._hand_out(member)
+        for member in members:
+            if self._waiting or member.calls or member.leaving or not member.calls_left:
+                continue
+            if not self._take_back():
+                return
+            self._hand_out(member)
+
+    def _goes_ahead(self, member: Member) -> bool:
+        return not member.skips and (self._usual_s < _SHORT_S or len(self._waiting) > len(self._crew.members))
+
+    def _take_back(self) -> bool:
+        """Have a call wait again that was sent ahead, behind the longest one if there is a choice."""
+        for member in sorted(self._crew.members, key=lambda member: member.since_s):
+            if len(member.calls) == 2 and member.tokens.taken():
+                _, sent = member.calls.popitem()
+                member.calls_left += sent.n_calls
+                member.skips = True
+                self._waiting.appendleft(sent)
+                return True
+        return False
 
     def _silence(self) -> None:
         """Have the next call ring again, before it is looked for."""
@@ -216,10 +244,12 @@ class Calls:
             if sent.begin():
                 member.calls_left -= sent.n_calls
                 self._number += 1
-                if not member.calls:
+                if ahead := bool(member.calls):
+                    member.tokens.give()
+                else:
                     member.since_s = time.perf_counter()
                 member.calls[self._number] = sent
-                self._crew.send(member, "call", self._number, sent.pickled)
+                self._crew.send(member, "call", self._number, sent.pickled, ahead)
                 return
 
     def _settle(self, member: Member, number: int, returned: bool, pickled: bytes, given_back: bool) -> None:

@@ -21,7 +21,7 @@ from parcompute.backends.base import Options, WorkerLost
 from parcompute.backends.processes.output import Output
 from parcompute.jobs import modules, pickling, world
 from parcompute.jobs.job import Failure
-from parcompute.jobs.schedule import FileClaims
+from parcompute.jobs.schedule import FileClaims, FileTokens
 from parcompute.machine import blas, cgroups, signals, topology
 from parcompute.memory import segments
 from parcompute.workers import handover, start, surroundings, worker
@@ -43,10 +43,12 @@ class Member:
     number: int
     child: start.Child
     channel: Channel
+    tokens: FileTokens  # as many as it has calls that were sent ahead: whoever takes one has that call
     ready_ns: int = 0
     owes: set[int] = field(default_factory=set)  # jobs of which it has not said the end
     calls: dict[int, Any] = field(default_factory=dict)  # submitted calls that it has, the running one first
     since_s: float = 0.0  # which it has been running, as far as this process knows
+    skips: bool = False  # a call that was taken back, and has not said so
     calls_left: int = sys.maxsize  # that it may be given before it must leave
     leaving: bool = False
     outputs: tuple[Output, ...] = ()  # to be brought here
@@ -118,11 +120,11 @@ class Crew:
             main = functools.partial(worker.main, inherited=options.setup)
         outputs = (Output("stdout"), Output("stderr")) if options.output_here else ()
         with theirs, contextlib.ExitStack() as stack:
+            tokens = FileTokens()
             fds = [stack.enter_context(output.theirs).fileno() for output in outputs]
-            child = start.start(
-                options.start_method, main, [theirs.fileno(), *(claims.fd for claims in self.claims), *fds], environ
-            )
-        member = Member(number, child, ours, calls_left=options.most_calls or sys.maxsize, outputs=outputs)
+            fds = [theirs.fileno(), *(claims.fd for claims in self.claims), tokens.fd, *fds]
+            child = start.start(options.start_method, main, fds, environ)
+        member = Member(number, child, ours, tokens, calls_left=options.most_calls or sys.maxsize, outputs=outputs)
         for output in outputs:
             self._selector.register(output, selectors.EVENT_READ, member)
         with contextlib.suppress(ConnectionError):  # it has ended already: the next look will tell
@@ -195,6 +197,9 @@ class Crew:
                         self._failed_starts = 0
                     elif message[0] == "end":
                         member.owes.discard(message[1])
+                    elif message[0] == "skipped":  # which nobody waits for
+                        member.skips = False
+                        continue
                     elif message[0] == "broken" and not self._closing:
                         self.failure = message[1]
                         self.require_unbroken()
@@ -220,6 +225,7 @@ class Crew:
                 if member.child.sentinel >= 0:
                     self._selector.unregister(member.child.sentinel)
                 member.channel.close()
+                member.tokens.close()
                 for output in member.outputs:
                     if output in self._selector.get_map():
                         self._selector.unregister(output)
