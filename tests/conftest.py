@@ -332,7 +332,9 @@ def entries(folder):
 
 
 def is_lasting(entry):
-    """Tell whether a file stays until the program exits: the forkserver's socket, and joblib's folder if empty."""
+    """Tell whether a file stays: the forkserver's socket until the program exits, joblib's folder if empty, Dask's too."""
+    if entry.name == "dask-scratch-space":
+        return {"global.lock", "purge.lock"}.issuperset(os.listdir(entry))
     if entry.name.startswith("joblib_memmapping_folder_"):
         return not os.listdir(entry)
     return entry.path == process.current_process()._config.get("tempdir")

@@ -732,8 +732,8 @@ def test_a_worker_stands_where_the_program_stands(executor, monkeypatch, tmp_pat
     assert executor.submit(os.getcwd).result() == os.getcwd()
 
 
-@pytest.mark.parametrize("name", IN_PROCESSES)
-def test_blas_threads_are_limited_in_workers(name, monkeypatch):
+@pytest.mark.parametrize("medium", IN_PROCESSES, indirect=True)
+def test_blas_threads_are_limited_in_workers(medium, monkeypatch):
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(variable)
 
@@ -743,7 +743,7 @@ def test_blas_threads_are_limited_in_workers(name, monkeypatch):
         np.ones((2, 2)) @ np.ones((2, 2))
         return [library["num_threads"] for library in threadpoolctl.threadpool_info()]
 
-    with opened(name, workers=1, blas_threads=1) as executor:
+    with opened(medium, workers=1, blas_threads=1) as executor:
         assert set(executor.submit(threads_found).result()) <= {1}
     assert "OMP_NUM_THREADS" not in os.environ
 
