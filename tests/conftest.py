@@ -332,7 +332,7 @@ def entries(folder):
 
 
 def is_lasting(entry):
-    """Tell whether a file stays: the forkserver's socket until the program exits, folders of joblib and Dask if empty."""
+    """Tell whether a file stays: the forkserver's socket until the end, folders of joblib and Dask if empty."""
     if entry.name == "dask-scratch-space":
         return {"global.lock", "purge.lock"}.issuperset(os.listdir(entry))
     if entry.name.startswith("joblib_memmapping_folder_"):
