@@ -680,33 +680,37 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "montecarlo.h5"
 
 
-def test_figures_are_saved_beside_the_file(file: Path) -> None:
+def test_figures_are_saved_beside_the_file_and_are_the_same_bytes_in_every_process(file: Path) -> None:
     written = pages.save(file)
     kinds = ("speedup", "efficiency", "karp-flatt", "ledger", "timeline", "ratios")
     names = [f"montecarlo-{kind}.{format}" for kind in kinds for format in ("png", "svg")]
     assert [path.name for path in written] == names
     assert sorted(path.name for path in file.parent.iterdir()) == sorted([file.name, *names])
+    assert [path.name for path in pages.save(file, figures=("ratios",), formats=("pdf",))] == ["montecarlo-ratios.pdf"]
+    first = {path.name: path.read_bytes() for path in file.parent.iterdir() if path != file}
+    for path in pages.save(file, figures=("ratios",), formats=("png", "svg", "pdf")):
+        assert path.read_bytes() == first[path.name]
+    program = (
+        "from parcompute.figures import pages; "
+        f"pages.save({str(file)!r}); pages.save({str(file)!r}, figures=('ratios',), formats=('pdf',))"
+    )
+    # Another reader: other settings, other hashes, no screen.
+    settings = file.parent / "matplotlibrc"
+    settings.write_text("font.size: 20\nsvg.fonttype: none\naxes.grid: True\nfont.family: serif\n")
+    environment = os.environ | {"PYTHONHASHSEED": "1", "MATPLOTLIBRC": str(settings), "TZ": "Asia/Tokyo"}
+    for name in first:
+        (file.parent / name).unlink()
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, env=environment)
+    assert {name: (file.parent / name).read_bytes() for name in first} == first
+
+
+def test_figures_and_formats_that_cannot_be_are_refused(file: Path) -> None:
     with pytest.raises(ValueError, match="format 'bmp' is unknown; pass some of png, svg, pdf"):
         pages.save(file, formats=("png", "bmp"))
     with pytest.raises(ValueError, match="figure 'pie' is unknown; pass some of speedup, efficiency"):
         pages.save(file, figures=("pie",))
     with pytest.raises(ValueError, match="the runs allow none of the figures grid"):
         pages.save(file, figures=("grid",))
-    assert [path.name for path in pages.save(file, figures=("ratios",), formats=("pdf",))] == ["montecarlo-ratios.pdf"]
-
-
-def test_a_file_gives_the_same_bytes_on_every_call_and_in_every_process(file: Path) -> None:
-    formats = ("png", "svg", "pdf")
-    first = {path.name: path.read_bytes() for path in pages.save(file, formats=formats)}
-    for path in pages.save(file, figures=("speedup", "ledger"), formats=formats):
-        assert path.read_bytes() == first[path.name]
-    program = f"from parcompute.figures import pages; pages.save({str(file)!r}, formats={formats})"
-    # Another reader: other settings, other hashes, no screen.
-    settings = file.parent / "matplotlibrc"
-    settings.write_text("font.size: 20\nsvg.fonttype: none\naxes.grid: True\nfont.family: serif\n")
-    environment = os.environ | {"PYTHONHASHSEED": "1", "MATPLOTLIBRC": str(settings), "TZ": "Asia/Tokyo"}
-    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, env=environment)
-    assert {name: (file.parent / name).read_bytes() for name in first} == first
 
 
 def test_the_letters_of_an_svg_are_outlines_and_nothing_tells_the_hour(file: Path) -> None:

@@ -119,11 +119,13 @@ class Crew:
         if options.start_method == "fork" and options.setup:
             main = functools.partial(worker.main, inherited=options.setup)
         outputs = (Output("stdout"), Output("stderr")) if options.output_here else ()
-        with theirs, contextlib.ExitStack() as stack:
-            tokens = FileTokens()
+        tokens = FileTokens()
+        with theirs, contextlib.ExitStack() as stack, contextlib.ExitStack() as unless_started:
+            unless_started.callback(tokens.close)
             fds = [stack.enter_context(output.theirs).fileno() for output in outputs]
             fds = [theirs.fileno(), *(claims.fd for claims in self.claims), tokens.fd, *fds]
             child = start.start(options.start_method, main, fds, environ)
+            unless_started.pop_all()
         member = Member(number, child, ours, tokens, calls_left=options.most_calls or sys.maxsize, outputs=outputs)
         for output in outputs:
             self._selector.register(output, selectors.EVENT_READ, member)
