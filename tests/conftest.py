@@ -226,9 +226,11 @@ def what_is_left(before, folder):
     if not (left := Belongings.now(folder) - before):
         return left
     deadline = time.monotonic() + GRACE_S
-    gc.collect()  # what hangs in a reference cycle, as every caught exception does, goes now
-    leases.release_kept()
-    while left := own_of(Belongings.now(folder) - before):
+    while True:
+        gc.collect()  # what hangs in a reference cycle, as every caught exception does, goes now
+        leases.release_kept()  # and what has been given back since
+        if not (left := own_of(Belongings.now(folder) - before)):
+            break
         if (remaining := deadline - time.monotonic()) <= 0:
             break
         # Wakes when one of them ends; a descriptor or a file gives no such signal and is looked at again.

@@ -23,6 +23,9 @@ from parcompute.values.blocks import Schedule
 # The workers of a test session can import the package, but not its tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+# From 3.12 on a fork says that there are other threads, of whatever test.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
 METHODS = ("fork", "forkserver", "spawn")
 MEDIA = {
     "serial": {"backend": "serial"},

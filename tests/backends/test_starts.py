@@ -57,7 +57,7 @@ def test_the_others_go_on_while_one_does_not_start_and_it_is_tried_again(broken,
         with warnings.catch_warnings(record=True, action="always") as said:
             assert work(executor) == (100, {living})
             assert work(executor) == (100, {living})
-        (once,) = said
+        (once,) = [warning for warning in said if warning.category is UserWarning]  # and not that this process forks
         assert "exit status 7; what they printed says why; 1 of 2 workers go on" in str(once.message)
         assert executor.submit(abs, -1).result() == 1
         assert (tmp_path / "starts").stat().st_size > crew.FAILED_STARTS
