@@ -188,8 +188,9 @@ class Deal:
                 size = max(peer.node.n_workers, int(part / _FIRST_PART))
             else:
                 worth = rate * max(_LEAST_S, _WAYS * peer.clock.round_trip_ns / 1e9)
-                most = part if known else part / 2
-                size = int(min(max(part / 4, min(worth, most), worth / 4), rate * _MOST_S))
+                size = int(min(max(part / 4, min(worth, part), worth / 4), rate * _MOST_S))
+                if not known:
+                    size = min(size, int(part / 2))
             size = max(1, size)
         if attempt:  # of a lost node: a part of it for each, so that what has cost a node is found
             size = min(size, max(1, -(-(stop - first) // 2)) if self._most_lost(first, stop) < self._retries else 1)
