@@ -129,7 +129,7 @@ def test_jobs(here, tmp_path):
                 spans = executor.timeline.spans
                 firsts.append(int((spans["stop"] - spans["first"])[spans["first"] == 0][0]))
             assert firsts[0] == 6400 // 2 // 32  # of what nothing is known
-            assert firsts[1] >= 6400 // 2 // 4  # it was the same before
+            assert firsts[0] < firsts[1] <= 6400 // 2 // 2  # it was the same before, but that is a guess
 
         def sometimes(x, block, broken):
             if block.index in broken:
