@@ -27,10 +27,19 @@ class Partials:
 
     Numbers, arrays, and tuples and dicts of them go to row i of shared arrays, one array per number.
     Anything else, and a partial that is unlike block 0's, travels to the caller pickled.
+
+    Parameters
+    ----------
+    plan : Plan
+        The blocks.
+    combine : callable, optional
+        Of two partials; None adds them.
+    first : int
+        Number of the block whose partial has row 0.
     """
 
-    def __init__(self, plan: Plan, combine: Combine | None = None):
-        self.n_blocks = plan.n_blocks
+    def __init__(self, plan: Plan, combine: Combine | None = None, first: int = 0):
+        self.n_blocks, self._first = plan.n_blocks, first
         self.combine = combine
         self.fields: tuple[Field, ...] | None = None
         self.like: Any = None
@@ -111,7 +120,7 @@ class Partials:
         """Write the partial of a block to its row, if it fits there."""
         if type(result) is self._kind:
             try:
-                self._numbers[block.index] = result
+                self._numbers[block.index - self._first] = result
             except ValueError:  # an int of more than 64 bits
                 return False
             return True
@@ -119,7 +128,7 @@ class Partials:
             return False
         assert self.arrays is not None
         for array, leaf in zip(self.arrays, _leaves(result), strict=True):
-            array[block.index] = leaf
+            array[block.index - self._first] = leaf
         return True
 
     def keep(self, index: int, result: Any) -> None:
@@ -128,7 +137,7 @@ class Partials:
 
     def omit(self, block: Block) -> None:
         """Leave a block out of the tree."""
-        self.omitted.add(block.index)
+        self.omitted.add(block.index - self._first)
 
     def result(self, n_blocks: int | None = None) -> Any:
         """Combine the partials of the first blocks, or of all, neighbours first: ((0 1) (2 3)) ((4 5) 6)."""

@@ -183,7 +183,7 @@ class Deal:
             size = -(-left * peer.node.n_workers // sum(p.node.n_workers for p in idle if p.node is not None))
         else:
             known = self._rates.get(peer)
-            rate = known or (peer.pace[1] if peer.pace[0] == self._parcel.pickled else None)
+            rate = known or (peer.last_rate[1] if peer.last_rate[0] == self._parcel.pickled else None)
             if rate is None:
                 size = max(peer.node.n_workers, int(part / _FIRST_PART))
             else:
@@ -287,7 +287,7 @@ class Deal:
         if len(chunks := came["chunks"]):  # what it takes to begin a span is not to make the next one short
             took_ns = int(chunks["stored_ns"].max() - chunks["started_ns"].min())
             self._rates[peer] = (stop - first) / max(1e-9, took_ns / 1e9)
-            peer.pace = self._parcel.pickled, self._rates[peer]
+            peer.last_rate = self._parcel.pickled, self._rates[peer]
         if not self._over:
             self._take_back(first, stop, sent.attempt)
         self._job.look()

@@ -124,7 +124,7 @@ class Peer:
     clock: Clock = field(default_factory=Clock)
     has: set[bytes] = field(default_factory=set)  # the arrays, by digest
     calls: dict[int, Underway] = field(default_factory=dict)  # that it has not answered
-    pace: tuple[bytes, float] = b"", 0.0  # of its workers in the last job, pickled, in blocks per second
+    last_rate: tuple[bytes, float] = b"", 0.0  # of its workers in the last job, pickled, in blocks per second
     gone: bool = False
 
     def send(self, *message: Any) -> None:

@@ -63,18 +63,11 @@ def reach_of(plan: Plan, first: int, stop: int) -> slice:
     return slice(max(items.start - plan.halo, 0), min(items.stop + plan.halo, plan.n_items))
 
 
-class _OfSpan:
-    """What outputs of a span have in common: blocks come with their numbers, and have the places of the span."""
+class SpanRows(Rows):
+    """The rows of a span: blocks come with their numbers, and have the places of the span."""
 
     first: int
     begin: int  # its first item
-
-    def _here(self, block: Block) -> Block:
-        return Block(block.index - self.first, block.start - self.begin, block.stop - self.begin)
-
-
-class SpanRows(_OfSpan, Rows):
-    """The rows of a span."""
 
     @classmethod
     def of(cls, rows: Rows, plan: SpanPlan) -> SpanRows:
@@ -82,6 +75,9 @@ class SpanRows(_OfSpan, Rows):
         made = cls(plan, rows.fields, rows.single, rows.dtype, rows.item_shape)
         made.casts, made.first, made.begin = rows.casts, plan.first_block, plan.first_block * plan.block_items
         return made
+
+    def _here(self, block: Block) -> Block:
+        return Block(block.index - self.first, block.start - self.begin, block.stop - self.begin)
 
     def rows(self, block: Block) -> Any:
         """Return the rows of a block."""
@@ -99,31 +95,6 @@ class SpanRows(_OfSpan, Rows):
 
     def omit(self, block: Block) -> None:
         """Set the rows of a block to zero."""
-        super().omit(self._here(block))
-
-
-class SpanPartials(_OfSpan, Partials):
-    """The partials of a span."""
-
-    @classmethod
-    def of(cls, plan: SpanPlan) -> SpanPartials:
-        """Return partials of a span."""
-        made = cls(plan)
-        made.first, made.begin = plan.first_block, plan.first_block * plan.block_items
-        return made
-
-    def store(self, result: Any, block: Block) -> bool:
-        """Write the partial of a block to its row."""
-        if type(result) is self._kind:  # one number, as mostly, in a quarter of the time
-            try:
-                self._numbers[block.index - self.first] = result
-            except ValueError:  # an int of more than 64 bits
-                return False
-            return True
-        return super().store(result, self._here(block))
-
-    def omit(self, block: Block) -> None:
-        """Leave a block out."""
         super().omit(self._here(block))
 
 
@@ -177,6 +148,6 @@ def part(job: Job, first: int, stop: int, n_workers: int, windows: Mapping[int, 
         Inputs of which only these rows are here, by their place among the inputs.
     """
     plan = SpanPlan.of(job.plan, first, stop, n_workers)
-    outputs: Any = SpanRows.of(job.outputs, plan) if isinstance(job.outputs, Rows) else SpanPartials.of(plan)
+    outputs: Any = SpanRows.of(job.outputs, plan) if isinstance(job.outputs, Rows) else Partials(plan, first=first)
     inputs = tuple(windows.get(i, array) for i, array in enumerate(job.inputs))
     return replace(job, plan=plan, outputs=outputs, inputs=inputs)
