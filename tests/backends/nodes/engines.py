@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import cloudpickle
+import psutil
 
 SOURCES = Path(__file__).parents[3] / "src"
 PROGRAM = Path(__file__).with_name("program.py")
@@ -22,6 +23,9 @@ MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathse
 
 # A program that has not ended by then hangs. The machine may be busy with other work.
 HANGS_S = 120.0
+
+# How long resource trackers may take to remove what the killed have left.
+GONE_S = 5.0
 
 
 class Here:
@@ -90,6 +94,21 @@ class Program:
 def environment(**more):
     """Return the environment of programs on hosts."""
     return {**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONWARNINGS": "error", **more}
+
+
+def kill_group(leader):
+    """Kill a group of processes, but first let resource trackers remove the semaphores of those that they outlive."""
+    trackers = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            if os.getpgid(process.pid) == leader:
+                if "resource_tracker" in " ".join(process.cmdline()):
+                    trackers.append(process)
+                else:
+                    process.kill()
+    psutil.wait_procs(trackers, GONE_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 _n_clusters = itertools.count()
@@ -162,8 +181,7 @@ class OnDask:
     def close(self):
         """End it."""
         for process in [*self.processes.values(), self.scheduler]:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            kill_group(process.pid)
             process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
