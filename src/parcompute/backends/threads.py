@@ -26,8 +26,9 @@ from parcompute.machine import blas, signals
 from parcompute.values.timeline import Timeline
 from parcompute.workers.walk import walk
 
-# Threads that take turns keep so many CPUs busy, all together.
-_ONE_CPU = 0.6, 1.3
+# Threads that compute keep as many CPUs busy, all together; in less they wait. More than one says nothing about short
+# blocks: to hand the interpreter's lock on costs CPU time, too.
+_COMPUTING = 0.6
 
 # For so long one thread is watched that is expected to do best alone; and it must be so fast compared with all of them.
 _ALONE_S, _AS_FAST = 0.001, 0.9
@@ -58,10 +59,9 @@ class _Pace:
             return
         cpu_ns = int(rows["cpu_ns"].sum())
         self.brief, self.block_ns = False, cpu_ns / n_blocks
-        least, most = _ONE_CPU
-        take_turns = self.block_ns < SHORT_NS and least < cpu_ns / makespan_ns < most
+        worth_a_try = self.block_ns < SHORT_NS and cpu_ns > _COMPUTING * makespan_ns
         faster = self.per_s[True] > _AS_FAST * self.per_s[False]
-        self.alone = faster if self.per_s[True] else take_turns
+        self.alone = faster if self.per_s[True] else worth_a_try
 
     def why(self, n_threads: int) -> str:
         """Say why one thread computes."""
