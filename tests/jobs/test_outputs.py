@@ -140,6 +140,45 @@ def test_an_array_of_another_shape_than_block_zeros_travels_as_it_is():
     assert bits(reduced(values)) == bits(tree(values, operator.add))
 
 
+PARTIALS = [
+    *(1, 2**70, True, 1.5, 2j, None, "text"),
+    *(kind(1) for kind in (np.bool_, np.int8, np.int64, np.uint64, np.float16, np.float32, np.float64)),
+    *(np.longdouble(1), np.complex64(2j), np.complex128(2j), np.str_("ab"), np.str_("abc"), np.bytes_(b"a")),
+    *(np.datetime64(1, "s"), np.datetime64(1, "ms"), np.timedelta64(1, "s")),
+    *(
+        np.ones(2),
+        np.ones(2, ">f8"),
+        np.ones(2, "f4"),
+        np.ones((1, 2)),
+        np.array(1.0),
+        np.ma.ones(2),
+        np.ones(1, object),
+    ),
+    *((1.0, 2.0), (1.0, 2), (1.0,), (1.0, 2.0, 3.0), (1.0, (2.0,)), [1.0, 2.0], (1.0, None)),
+    *(
+        {"a": 1.0, "b": 2},
+        {"b": 2, "a": 1.0},
+        {"a": 1.0},
+        {"a": 1.0, "b": 2.0},
+        {np.str_("a"): 1.0},
+        {1: 1.0},
+        {True: 1.0},
+    ),
+]
+
+
+def test_a_partial_has_a_row_where_it_looks_like_block_zeros():
+    plan = plan_of(1)
+    for like in PARTIALS:
+        partials = Partials(plan)
+        partials.allocate(shape := partials.shape_of(like, plan.block(0)), PRIVATE)
+        for result in PARTIALS:
+            stored = partials.store(result, plan.block(0))
+            assert stored == (shape is not None and partials.shape_of(result, plan.block(0)) == shape), (like, result)
+            if stored:
+                assert bits(partials.result()) == bits(result), (like, result)
+
+
 def test_what_is_kept_of_a_partial_is_not_an_array_that_the_kernel_goes_on_using():
     plan, buffer = plan_of(2), np.zeros(2)
     partials = Partials(plan)
