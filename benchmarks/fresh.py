@@ -29,10 +29,10 @@ def pool(method):
 
 
 def own(method):
-    import parcompute as pc
+    from parcompute import Executor
 
     def first_results():
-        executor = pc.Executor(N_WORKERS, start_method=method)
+        executor = Executor(N_WORKERS, start_method=method)
         return list(executor.map(tasks.loaded, range(N_WORKERS))), executor.shutdown
 
     return first_results

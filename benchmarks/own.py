@@ -273,6 +273,12 @@ class Parcompute(Contender):
             yield float(max(most) - idle), None
 
 
+class Serial(Parcompute):
+    """`Executor` with the backend "serial"."""
+
+    backend = "serial"
+
+
 class Threads(Parcompute):
     """`Executor` with the backend "threads"."""
 
