@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,24 @@ def test_each_page_that_a_docstring_or_a_comment_names_is_there():
     named = {page for path in sources for page in re.findall(r"(?<![\w/.])docs/[\w/-]+\.md", path.read_text("utf-8"))}
     assert len(named) > 10
     assert [page for page in sorted(named) if not (ROOT / page).exists()] == []
+
+
+def test_each_command_that_a_document_shows_claims_by_is_there():
+    text = "\n".join(path.read_text("utf-8") for path in DOCUMENTS)
+    commands = [shlex.split(command) for command in re.findall(r"\bpytest (tests/[^`\n#]+)", text)]
+    assert len(commands) > 50
+    for command in commands:
+        paths = [ROOT / word.split("::")[0] for word in command if word.startswith("tests/")]
+        assert [path for path in paths if not path.exists()] == [], command
+        if "-k" in command:
+            sources = [source for path in paths for source in (path.rglob("test_*.py") if path.is_dir() else [path])]
+            tests = "\n".join([*map(str, sources), *(source.read_text("utf-8") for source in sources)])
+            words = set(re.findall(r"\w+", command[command.index("-k") + 1])) - {"or", "and", "not", "NAME"}
+            assert all(word in tests for word in words), command
+    targets = set(re.findall(r"(?:`|^)make ([a-z][\w-]*)", text, re.M))
+    made = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    made |= {f"{verb}-{path.stem}" for verb in ("experiment", "submit") for path in ROOT.glob("experiments/[!_]*.py")}
+    assert targets - made - {"submit-NAME", "experiment-NAME"} == set()
 
 
 def test_every_experiment_has_a_paragraph_with_a_figure():
