@@ -19,6 +19,7 @@ UNBROKEN = "what cannot be rebuilt costs its call only, which raises what rebuil
 # What differs on purpose (docs/compare/drop-in.md), by name of the test, and its class where not all of them differ.
 DIFFERS = {
     "test_killed_child": "a killed worker costs the call that it ran, which is tried again",
+    "test_broken_process_pool_traceback": "a killed worker costs the call that it ran, which is tried again",
     "test_max_workers_negative": WORDS,
     "test_submit_after_interpreter_shutdown": WORDS,
     "test_default_workers": "the default is one thread per usable CPU",

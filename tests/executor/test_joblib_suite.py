@@ -43,6 +43,9 @@ DIFFERS = {
     "test_parallel_as_context_manager": _OWN_WORKERS,
 }
 
+if multiprocessing.get_all_start_methods()[0] != "fork":  # since Python 3.14; those of a pool look for this module
+    DIFFERS["test_nested_parallel_warnings[multiprocessing-parcompute-True]"] = "only forked workers have these tests"
+
 # Cases enough where joblib has many for what is not the backend's: its older way to name one, numbers of jobs that come
 # to the same workers, or to more than a machine for tests has.
 ENOUGH = {
