@@ -682,7 +682,7 @@ def test_kill_workers_ends_what_runs_and_cancels_what_waits(medium, gate):
     calls = [executor.submit(gated, started, barrier, n) for n in range(20)]
     begun = started.receive()
     executor.kill_workers()
-    executor.kill_workers()
+    executor.terminate_workers()  # the same, under its other name
     executor.shutdown()
     assert all(call.done() for call in calls)
     with pytest.raises(pc.WorkerLost, match="killed"):

@@ -205,6 +205,10 @@ class CallExecutor(futures.Executor):
         if self._pid == os.getpid():
             self._backend.kill()
 
+    def terminate_workers(self) -> None:
+        """End the workers now, as `kill_workers` does: none of them heeds a signal that asks it to leave."""
+        self.kill_workers()
+
     def _close(self, cancel_futures: bool) -> None:
         """Take no more calls, and submit or cancel those that `map` has not submitted."""
         if self._pid != os.getpid():
