@@ -243,7 +243,7 @@ class Executor(BlockIterator):
         WorkerLost
             If a block has killed as many workers as `retries` allows.
         SharedMemoryFull
-            If there is too little shared memory; nothing has run then.
+            If there is too little shared memory; at most block 0 has run then.
         CheckpointError, OutOfTime
             If the checkpoint is of another job, or cannot be written; if the batch job ends before the job is done.
         TypeError, ValueError
