@@ -59,18 +59,18 @@ def opened(kind, shape):
 class Parcompute(Contender):
     """`Executor` with the backend "processes"."""
 
-    backend = "processes"
+    backend, n_workers = "processes", N_WORKERS
 
     def __init__(self):
         super().__init__()
-        self.executor = pc.Executor(N_WORKERS, backend=self.backend)
+        self.executor = pc.Executor(self.n_workers, backend=self.backend)
         self.executor.reduce_blocks(nothing, n_items=100, block_items=1)
 
     def close(self):
         self.executor.shutdown()
 
     def noop_blocks(self, n):
-        with pc.Executor(N_WORKERS, backend=self.backend, schedule="dynamic") as executor:
+        with pc.Executor(self.n_workers, backend=self.backend, schedule="dynamic") as executor:
             executor.wait_until_ready()
             yield from samples(
                 lambda: (executor.reduce_blocks(nothing, n_items=n, block_items=1), executor.plan.n_chunks),
@@ -276,7 +276,7 @@ class Parcompute(Contender):
 class Serial(Parcompute):
     """`Executor` with the backend "serial"."""
 
-    backend = "serial"
+    backend, n_workers = "serial", 1
 
 
 class Threads(Parcompute):

@@ -216,23 +216,15 @@ CASES = {
 # ── nothing collides ──────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(scope="module", params=CASES)
-def chosen(request) -> Study:
-    """Each kind of file."""
-    return choose(CASES[request.param])
-
-
-@pytest.fixture(scope="module")
-def page(chosen: Study) -> dict[str, Figure]:
-    """Return its three figures."""
+@pytest.mark.parametrize("case", CASES)
+def test_figures_can_be_read_and_say_their_units_and_their_base(case: str) -> None:
+    chosen = choose(CASES[case])
     with pages.own_style():
-        return {kind: pages.compose(panels.PANELS[kind].make(chosen)) for kind in panels.available(chosen)}
-
-
-@pytest.mark.parametrize("kind", panels.PANELS)
-def test_no_text_overlaps_another_and_all_is_inside(page: dict[str, Figure], kind: str) -> None:
-    if kind in page:  # among the figures that this file allows
-        assert_readable(page[kind])
+        page = {kind: pages.compose(panels.PANELS[kind].make(chosen)) for kind in panels.available(chosen)}
+    for figure in page.values():
+        assert_readable(figure)
+    assert_every_axis_says_its_unit(page)
+    assert_every_figure_names_the_base_with_time_unit_and_interval(chosen, page)
 
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
@@ -310,7 +302,7 @@ def is_drawn(text: Text, figure: Figure) -> bool:
     return True
 
 
-def test_every_axis_says_its_unit(page: dict[str, Figure]) -> None:
+def assert_every_axis_says_its_unit(page: dict[str, Figure]) -> None:
     axes = {kind: figure.axes[0] for kind, figure in page.items()}
     labels = {kind: (ax.get_xlabel(), ax.get_ylabel()) for kind, ax in axes.items() if ax.axison}
     assert labels["speedup"][0] == labels["efficiency"][0] == "workers"
@@ -320,6 +312,15 @@ def test_every_axis_says_its_unit(page: dict[str, Figure]) -> None:
     assert (share, whose.removesuffix(" on nodes")) == UNITS["ledger"]
     for kind in labels.keys() & UNITS.keys():
         assert all(map(str.startswith, labels[kind], UNITS[kind]))
+
+
+def assert_every_figure_names_the_base_with_time_unit_and_interval(chosen: Study, page: dict[str, Figure]) -> None:
+    for kind in page.keys() & {"speedup", "efficiency", "karp-flatt", "ledger"}:
+        said = " ".join(text.get_text() for text in page[kind].texts)
+        for curve in chosen.curves:
+            wall = curve.base.wall.median
+            spread = f"({'range' if wall.is_range else '95 %'} {wall.low:.4g}–{wall.high:.4g}) s"
+            assert f"{wall.value:.4g} {spread}" in " ".join(said.split())
 
 
 UNITS = {
@@ -553,15 +554,6 @@ def test_a_point_on_several_nodes_has_an_edge_of_its_own_where_the_curve_has_one
 # ── captions ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_figure_names_the_base_with_time_unit_and_interval(chosen: Study, page: dict[str, Figure]) -> None:
-    for kind in page.keys() & {"speedup", "efficiency", "karp-flatt", "ledger"}:
-        said = " ".join(text.get_text() for text in page[kind].texts)
-        for curve in chosen.curves:
-            wall = curve.base.wall.median
-            spread = f"({'range' if wall.is_range else '95 %'} {wall.low:.4g}–{wall.high:.4g}) s"
-            assert f"{wall.value:.4g} {spread}" in " ".join(said.split())
-
-
 def test_the_caption_says_what_was_measured_and_what_was_left_out() -> None:
     chosen = choose(CASES["disturbed"])
     n = chosen.left_out["disturbed"]
@@ -735,7 +727,7 @@ def test_nothing_global_changes_and_pyplot_is_not_loaded(file: Path) -> None:
 
 
 def test_a_figure_that_cannot_be_written_leaves_the_old_one(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (old,) = [path for path in pages.save(file, formats=("png",)) if "ledger" in path.name]
+    (old,) = pages.save(file, figures=("ledger",), formats=("png",))
     content = old.read_bytes()
 
     def full(self, target):
@@ -743,6 +735,6 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(file: Path, monkeypa
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space left"):
-        pages.save(file, formats=("png",))
+        pages.save(file, figures=("ledger",), formats=("png",))
     assert old.read_bytes() == content
     assert not [path for path in file.parent.iterdir() if path.suffix == ".tmp"]

@@ -140,8 +140,12 @@ class Work:
     def held(self, n_threads: int) -> bool:
         """Whether it was the interpreter lock that so many threads have waited for."""
         one_by_one = self.late_s > LATE_S * self.n_looks and self.busy < ONE_BELOW
-        short = self.cpu_s < SHORT_NS / 1e9 * self.n_blocks
-        return not self.waits and (one_by_one or short or self.busy < FEW_BELOW * n_threads)
+        return not self.waits and (one_by_one or self.short or self.busy < FEW_BELOW * n_threads)
+
+    @property
+    def short(self) -> bool:
+        """Whether its blocks are so short that threads are busy with fighting for the lock."""
+        return self.cpu_s < SHORT_NS / 1e9 * self.n_blocks
 
     @property
     def waits(self) -> bool:
@@ -150,7 +154,7 @@ class Work:
 
     def lets_go(self, n_threads: int) -> bool:
         """Whether so many threads have computed at the same time."""
-        return self.busy >= FREE_ABOVE * n_threads
+        return self.busy >= FREE_ABOVE * n_threads and not self.short
 
 
 @dataclass(slots=True)
