@@ -570,7 +570,7 @@ def test_a_program_that_is_killed_at_any_moment_leaves_nothing_in_dev_shm():
         assert program.stderr.read() == ""
         program.stdout.close()
         program.stderr.close()
-    of_others = ("sem.", "joblib", "loky", "pymp")  # programs that may run beside this one
+    of_others = ("sem.", "joblib", "loky", "pymp", "mpich")  # programs that may run beside this one
     assert [name for name in set(os.listdir("/dev/shm")) - before if not name.startswith(of_others)] == []
 
 
