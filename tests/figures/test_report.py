@@ -66,7 +66,7 @@ def test_every_figure_table_and_rule_is_there(page):
     assert page.count(">met<") + page.count(">not met<") == 12
     assert page.count('<p class="verdict">') == len(study.curves)
     assert study.provenance.cpu_model in page
-    assert "10.85× (range 10.17–11.70, within 4 rounds)" in page  # four carry no interval
+    assert "1.80× (95 % 1.57–1.99, within 10 rounds)" in page
 
 
 def test_the_data_can_be_taken_out_of_the_page(page):
