@@ -101,6 +101,13 @@ def test_a_hand_over_is_worth_as_long_a_look():
         assert choice(seen((2, 1.0, wall_s), late=0.5), hand_over_s=1.0) == chosen
 
 
+def test_threads_that_one_of_them_equals_are_busy_with_their_fight():
+    evidence = seen((2, 1.9, ENOUGH_S))
+    assert choice(evidence) == "threads"
+    evidence.takes_turns = True
+    assert choice(evidence, n_left=100, hand_over_s=0) == "processes"
+
+
 def test_what_processes_have_done_counts_more_than_what_they_should():
     assert choice(seen((2, 1.4, 1.0), of_processes=160)) == "processes"
     assert choice(seen((2, 1.4, 1.0), of_processes=130)) == "threads"

@@ -174,6 +174,11 @@ class Threads(KeepsPlan, StoresHere):
         pace.per_s[True] = per_s
         return per_s > _AS_FAST * pace.per_s[False]
 
+    def takes_turns(self, job: Job) -> bool:
+        """Tell whether one thread is as fast as all of them, as far as jobs like this one have shown."""
+        pace = self._paces.of(job)
+        return pace.alone and not pace.brief and pace.per_s[True] > 0
+
     def submit(self, call: Call) -> None:
         """Call in one of the threads."""
         self._require_unbroken()

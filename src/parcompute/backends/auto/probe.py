@@ -173,6 +173,7 @@ class Evidence:
     """
 
     processes: Work = field(default_factory=Work)  # of all of them together
+    takes_turns: bool = False  # whole jobs have shown that one thread is as fast as all
     _threads: dict[int, Work] = field(default_factory=dict)
 
     def of_threads(self, n: int) -> Work:
@@ -203,15 +204,17 @@ class Evidence:
             return None
         threads, processes = self._threads[n], self.processes
         found = f"{n} threads keep {threads.busy:.2f} CPUs busy"
-        if threads.lets_go(n):
+        if threads.lets_go(n) and not self.takes_turns:
             found += ": the kernel lets go of the interpreter lock"
             return Verdict("threads", found) if n == n_workers else None
         # Whoever looks for as long as a hand-over takes has lost no more than that if it was right to look on.
-        if threads.wall_s < max(ENOUGH_S if threads.held(n) else LONG_S, hand_over_s):
+        fight = self.takes_turns or threads.held(n)
+        if threads.wall_s < max(ENOUGH_S if fight else LONG_S, hand_over_s):
             return None
         if threads.waits:
             return Verdict("threads", f"{found}: the kernel waits")
-        per_s = threads.per_s * n_workers / threads.busy
+        # Threads that are as fast as one of them are busy with their fight for the lock.
+        per_s = threads.per_s * n_workers / (1 if self.takes_turns else threads.busy)
         if processes.enough:
             per_s = processes.per_s
             found += f", and finish {threads.per_s:.3g} blocks a second, {n_workers} processes {per_s:.3g}"
