@@ -206,7 +206,7 @@ class CallExecutor(futures.Executor):
             self._backend.kill()
 
     def terminate_workers(self) -> None:
-        """End the workers now, as `kill_workers` does: none of them heeds a signal that asks it to leave."""
+        """Do the same as `kill_workers`: no worker is asked to leave first, as those of the standard library are."""
         self.kill_workers()
 
     def _close(self, cancel_futures: bool) -> None:

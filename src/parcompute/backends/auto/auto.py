@@ -76,8 +76,9 @@ class Auto(KeepsPlan):
             _move(job, marks != WAITING, self._processes)
             with contextlib.suppress(CannotTravel):  # nothing has run then, and threads can take it as it is
                 return self._run_processes(evidence, job, n_blocks if job.keeper is None else 0, called_ns)
-        found = self._threads.run(job, called_ns)
-        evidence.takes_turns = self._threads.takes_turns(job)
+        with self._threads.turn():
+            found = self._threads.finish(self._threads.walks(job), called_ns)
+            evidence.takes_turns = self._threads.takes_turns(job)
         return found
 
     def _find_out(self, evidence: probe.Evidence, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
