@@ -277,14 +277,14 @@ def memory_group():
         ("zarr", "processes"),
     ],
 )
-def test_an_output_is_four_times_what_memory_holds(kind, backend, tmp_path):
+def test_an_output_is_twice_what_memory_holds(kind, backend, tmp_path):
     limit = (112 if backend in ("serial", "threads") else 192) * 2**20
     group = memory_group() / f"parcompute-{os.getpid()}"
     (program := tmp_path / "program.py").write_text(PROGRAM)
     group.mkdir()
     try:
         (group / "memory.limit_in_bytes").write_text(str(limit))
-        command = [sys.executable, program, kind, backend, tmp_path / "out", str(4 * limit // 1024)]
+        command = [sys.executable, program, kind, backend, tmp_path / "out", str(2 * limit // 1024)]
         enter = f'echo $$ > {group}/cgroup.procs; exec "$@"'
         done = subprocess.run(["sh", "-c", enter, "sh", *command], capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 import parcompute as pc
+from parcompute.backends.nodes import peers
 
 # The programs on the hosts can import the package, but not its tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -181,6 +182,7 @@ def test_what_is_lost_and_comes_in_the_middle_of_jobs_changes_nothing(lasting, t
 
 def checkpointed(options, folder):
     """Compute a job in three seconds or more; return its bytes, or in words why it was lost."""
+    peers.NOBODY_S = 3.0  # nobody comes back here, and it is waited for twice
     with pc.Executor(2, **options) as executor:
         calls, file = folder / "calls", folder / "checkpoint.h5"
         try:
