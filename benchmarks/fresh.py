@@ -14,8 +14,8 @@ import tasks
 from contender import Contender
 from tasks import N_WORKERS
 
-# Each imports its engine and returns what is timed: two results of a function that uses NumPy, one for each worker,
-# and what ends the engine.
+# Each imports its package and returns what is timed: two results of a function that uses NumPy, one for each worker,
+# and what ends the engine. What a package loads only when it starts an engine is timed, too, as Pool and ours do.
 
 
 def pool(method):

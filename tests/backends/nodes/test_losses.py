@@ -182,8 +182,8 @@ def test_what_is_lost_and_comes_in_the_middle_of_jobs_changes_nothing(lasting, t
 
 def checkpointed(options, folder):
     """Compute a job in three seconds or more; return its bytes, or in words why it was lost."""
-    peers.NOBODY_S = 3.0  # nobody comes back here, and it is waited for twice
     with pc.Executor(2, **options) as executor:
+        peers.NOBODY_S = 3.0  # from here on nobody comes back, and it is waited for twice
         calls, file = folder / "calls", folder / "checkpoint.h5"
         try:
             return job(executor, 0.03, str(calls), checkpoint=file).tobytes()
