@@ -69,6 +69,38 @@ def test_unlike_runs_are_kept_apart(unlike):
     assert [study.runs for study in found] == [(run,) for run in runs]
 
 
+def with_mpi4py(*versions):
+    return {v: Provenance(**MACHINE, mpi4py_version=v, collected_utc=v) for v in versions}
+
+
+def test_an_engine_that_is_installed_meanwhile_keeps_no_runs_apart():
+    runs = (a_run("serial"), a_run("threads", provenance="4.0"), a_run("mpi", 2, provenance="4.0"))
+    (study,) = studies(recorded(*runs, **with_mpi4py("4.0")))
+    assert study.runs == runs
+    assert study.conditions == Provenance(**MACHINE).conditions_id
+    assert study.provenance.mpi4py_version == "4.0"
+    (study,) = studies(recorded(*runs[:2], **with_mpi4py("4.0")))
+    assert study.provenance.mpi4py_version == ""  # none of its runs is of it
+
+
+def test_runs_of_an_older_version_of_an_engine_are_kept_apart_with_the_serial_runs_as_their_base():
+    serial, threads = a_run("serial"), a_run("threads", 2, provenance="4.1")
+    old, new = (a_run("mpi", 2, provenance=version) for version in ("4.0", "4.1"))
+    before, now = studies(recorded(serial, old, new, threads, **with_mpi4py("4.0", "4.1")))
+    assert before.runs == (serial, old)
+    assert {curve.base.kind for curve in before.curves} == {"best_serial"}
+    assert now.runs == (serial, new, threads)
+    assert before.unlike(now) == [("mpi4py_version", "4.0", "4.1")]
+    assert [study.provenance.mpi4py_version for study in (before, now)] == ["4.0", "4.1"]
+    assert now.conditions == Provenance(**MACHINE).conditions_id != before.conditions
+
+
+def test_two_studies_are_unlike_in_engines_only_where_both_have_used_them():
+    runs = a_run("mpi", 2, provenance="4.0"), a_run("threads", 2, provenance="there")
+    one, other = studies(recorded(*runs, **with_mpi4py("4.0"), there=Provenance(**(MACHINE | {"cpu_model": "EPYC"}))))
+    assert one.unlike(other) == [("cpu_model", "A64FX", "EPYC")]
+
+
 def test_for_weak_scaling_the_size_is_that_of_one_worker():
     runs = [a_run("processes", n, kind="weak", n_items=1_000 * n) for n in (1, 2, 4)]
     (study,) = studies(recorded(*runs))

@@ -15,7 +15,7 @@ from parcompute.backends.threads import Threads
 from parcompute.experiments import measure
 from parcompute.experiments.perform import Choice, sweep_of
 from parcompute.figures import pages
-from parcompute.machine import quiet
+from parcompute.machine import provenance, quiet
 from parcompute.machine.machine import Machine
 from parcompute.record import record
 from parcompute.values.timeline import NODE_DTYPE, SPAN_DTYPE
@@ -185,6 +185,28 @@ def test_the_same_command_continues_and_runs_nothing_twice(asked, tmp_path, caps
     capsys.readouterr()
     assert len(run(tmp_path, *arguments).runs) == len(first.runs)
     assert f"has {len(first.runs)} of these runs; none to make" in capsys.readouterr().out
+
+
+def test_the_version_of_an_engine_concerns_its_own_runs_only(asked, tmp_path, capsys, monkeypatch):
+    def installed(**versions):
+        monkeypatch.setattr(provenance, "_installed", lambda package: versions.get(package, ""))
+        return sorted(r.configuration.backend for r in run(tmp_path, *arguments).runs)
+
+    arguments = ("--workers", "1", "--backends", "threads")
+    alone = installed()
+    capsys.readouterr()
+    assert installed(mpi4py="4.0", dask="2025.1") == alone
+    assert "none to make" in capsys.readouterr().out
+    arguments = ("--workers", "1", "--backends", "threads,mpi")
+    with_mpi = installed(mpi4py="4.0", dask="2025.1")
+    assert with_mpi == ["mpi", *alone]
+    assert "under other conditions" not in capsys.readouterr().out
+    again = installed(mpi4py="4.1", dask="2025.2")
+    out = capsys.readouterr().out
+    assert again == ["mpi", *with_mpi]
+    assert "has 1 runs under other conditions, kept apart: mpi4py_version '4.0' is now '4.1'" in out
+    assert out.count("ones: ") == 1  # the older version's are not told again
+    assert len(studies(record.read(tmp_path / "ones.h5"))) == 2
 
 
 def test_runs_on_unlike_nodes_are_kept_apart_and_not_made_again(asked, tmp_path, capsys):

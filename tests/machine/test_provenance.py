@@ -109,6 +109,16 @@ def test_a_change_of_any_condition_makes_runs_unlike(name):
     assert [found[0] for found in differences(known, other)] == [name]
 
 
+@pytest.mark.parametrize(
+    ("name", "backend"), [("dask_version", "dask"), ("distributed_version", "dask"), ("mpi4py_version", "mpi")]
+)
+def test_the_version_of_an_engine_concerns_runs_of_its_backend_only(name, backend):
+    known, other = Provenance(), changed(Provenance(), name)
+    assert known.of("processes", "threads", "joblib") == other.of("processes", "threads", "joblib")
+    assert known.of(backend) != other.of(backend, "processes")
+    assert other.of(backend, "processes") == other
+
+
 @pytest.mark.parametrize("name", sorted({f.name for f in FIELDS} - set(CONDITIONS)))
 def test_what_varies_from_run_to_run_keeps_runs_alike(name):
     known = Provenance()

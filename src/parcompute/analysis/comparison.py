@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from parcompute.analysis.studies import Study, studies
-from parcompute.machine.provenance import Value, differences
+from parcompute.machine.provenance import Value
 from parcompute.record.record import Recorded
 from parcompute.values.intervals import Interval
 from parcompute.values.rounds import pairs, ratio_of_runs
@@ -147,7 +147,7 @@ def compare(a: Recorded, b: Recorded, *, seed: int | None = None, n_items: int |
     return Comparison(
         f"{a.path}: {before}",
         f"{b.path}: {newest}",
-        tuple(differences(before.provenance, newest.provenance)),
+        tuple(before.unlike(newest)),
         rows,
         tuple(only),
     )

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from parcompute.analysis.fits import Fit, fit
 from parcompute.analysis.laws import equal_chunks_efficiency, karp_flatt, karp_flatt_sd
 from parcompute.analysis.losses import Reference, losses, shares, summands
-from parcompute.machine.provenance import Provenance, Value
+from parcompute.machine.provenance import Value
 from parcompute.values.intervals import Interval, Summary, summarise
-from parcompute.values.rounds import counting, pairs, ratio_of_runs, sessions, summary_of
+from parcompute.values.rounds import conditions_of, counting, pairs, ratio_of_runs, sessions, summary_of
 from parcompute.values.sweep import Configuration, Run, by_nodes
 
 # Levels that go without saying in a label; file and figures' captions have them all.
@@ -200,12 +200,12 @@ def alike(runs: Iterable[Run], provenance: Conditions) -> dict[str, tuple[Run, .
     Returns
     -------
     dict of str to tuple of Run
-        By `Provenance.conditions_id`, in the order of the first run.
+        By the id of the conditions, in the order of the first run.
     """
-    conditions = {id: Provenance.from_fields(fields).conditions_id for id, fields in provenance.items()}
+    runs = tuple(runs)
     groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(conditions[run.provenance], []).append(run)
+    for run, id in zip(runs, conditions_of(runs, provenance), strict=True):
+        groups.setdefault(id, []).append(run)
     return {id: tuple(members) for id, members in groups.items()}
 
 

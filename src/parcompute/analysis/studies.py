@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from parcompute.analysis.scaling import BaseKind, Curve, curves
-from parcompute.machine.provenance import Provenance, differences
+from parcompute.machine.provenance import Provenance, Value, differences
 from parcompute.record.record import Recorded
 from parcompute.values.intervals import Interval
-from parcompute.values.rounds import counting, ratio_of_runs, sessions
+from parcompute.values.rounds import conditions_of, counting, ratio_of_runs, sessions
 from parcompute.values.sweep import Configuration, Run
 
 # The fairest base that was measured: what a user would run without parcompute, then what it costs to use it at all.
@@ -32,9 +32,9 @@ class Study:
     experiment : str
         Whose runs they are.
     conditions : str
-        `Provenance.conditions_id` of all of them.
+        Id of the conditions of all of them (`parcompute.values.rounds.conditions_of`).
     provenance : Provenance
-        Of the newest one.
+        Of the newest one; the versions of engines are those of their own newest runs.
     seed : int
         Of the random streams.
     kind : {"strong", "weak"}
@@ -98,6 +98,11 @@ class Study:
         """Return how many times as long one configuration takes as another (`parcompute.values.rounds`)."""
         return ratio_of_runs(self.runs_at(one), self.runs_at(other), self.sessions)
 
+    def unlike(self, other: Study) -> list[tuple[str, Value, Value]]:
+        """Return the conditions in which this study and another differ, as far as they concern backends of both."""
+        both = {run.configuration.backend for run in self.runs} & {run.configuration.backend for run in other.runs}
+        return differences(self.provenance.of(*both), other.provenance.of(*both))
+
     def has_cpus(self, run: Run) -> bool:
         """Tell whether each worker of a run had a CPU of its own."""
         c = run.configuration
@@ -121,20 +126,22 @@ def studies(recorded: Recorded) -> tuple[Study, ...]:
     recorded : Recorded
         The file, with its timelines if the ledger is wanted.
     """
-    of_id = {id: Provenance.from_fields(fields).conditions_id for id, fields in recorded.provenance.items()}
+    known = {id: Provenance.from_fields(fields) for id, fields in recorded.provenance.items()}
     problems: dict[tuple[str, int, str, int], list[int]] = {}
-    for row, run in enumerate(recorded.runs):
-        problem = (of_id[run.provenance], run.seed, run.configuration.kind, run.configuration.n_items_of_one)
+    for row, (run, id) in enumerate(zip(recorded.runs, conditions_of(recorded.runs, recorded.provenance), strict=True)):
+        problem = (id, run.seed, run.configuration.kind, run.configuration.n_items_of_one)
         problems.setdefault(problem, []).append(row)
     found = []
     for (conditions, seed, kind, n_items), rows in problems.items():
-        # One worker's share is the same problem for strong and weak scaling, so either's serial runs are a base.
-        if kind == "weak":
-            shared = problems.get((conditions, seed, "strong", n_items), ())
-            rows += [row for row in shared if recorded.runs[row].configuration.backend == "serial"]
-            rows.sort()
+        # One worker's share is the same problem for strong and weak scaling, so either's serial runs are a base; and
+        # they concern no engine, so that they are the base of all its versions.
+        bases = {conditions, known[recorded.runs[rows[-1]].provenance].of().conditions_id}
+        others = {(id, seed, "strong", n_items) for id in bases} - {(conditions, seed, kind, n_items)}
+        shared = (row for problem in others for row in problems.get(problem, ()))
+        rows = sorted([*rows, *(row for row in shared if recorded.runs[row].configuration.backend == "serial")])
         runs = tuple(recorded.runs[row] for row in rows)
-        provenance = Provenance.from_fields(recorded.provenance[runs[-1].provenance])
+        newest = {run.configuration.backend: known[run.provenance] for run in runs}
+        provenance = known[runs[-1].provenance].with_engines(newest)
         n_cpus = fit_limit(provenance, most_of_a_node(run.configuration for run in runs))
         drawn = _curves(runs, n_cpus, recorded.provenance)
         n_not_shown = len(recorded.runs) - len(runs)
@@ -224,8 +231,7 @@ def unlike_conditions(those: Sequence[Study]) -> list[str]:
     told = []
     for id, study in newest.items():
         unlike = [
-            f"{name} {old!r} is {new!r}" if len(f"{old}{new}") < 60 else name
-            for name, old, new in differences(study.provenance, last.provenance)
+            f"{name} {old!r} is {new!r}" if len(f"{old}{new}") < 60 else name for name, old, new in study.unlike(last)
         ]
         n_runs = sum(len(other.runs) for other in those if other.conditions == id)
         how = f"where {', '.join(unlike)}" if unlike else "the newest"

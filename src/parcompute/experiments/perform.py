@@ -210,7 +210,8 @@ def perform(this: Any, chosen: Choice) -> Path:
     own = [
         study
         for study in studies(record.read(path, timelines=True))
-        if _is_of_host(study.provenance, provenance) and study.seed == sweep.seed
+        if study.conditions == study.provenance.of().conditions_id  # all that is not of an engine that was replaced
+        if _is_of_host(study.provenance.of(), provenance.of()) and study.seed == sweep.seed
         if study.n_items in sizes and study.kind in kinds
     ]
     for study in own:
@@ -260,10 +261,14 @@ def sweep_told(sweep: Sweep, n_cpus: int) -> str:
 
 def runs_like(recorded: Recorded, seed: int, provenance: Provenance) -> list[Run]:
     """Return the runs of a file with the same conditions and seed, verified: their results have to agree."""
-    alike = {
-        id for id, fields in recorded.provenance.items() if _is_of_host(Provenance.from_fields(fields), provenance)
-    }
-    return [run for run in recorded.runs if run.provenance in alike and run.seed == seed and run.verified]
+    known = {id: Provenance.from_fields(fields) for id, fields in recorded.provenance.items()}
+    ways = {(run.provenance, run.configuration.backend) for run in recorded.runs}
+    alike = {(id, backend) for id, backend in ways if _is_of_host(known[id].of(backend), provenance.of(backend))}
+    return [
+        run
+        for run in recorded.runs
+        if (run.provenance, run.configuration.backend) in alike and run.seed == seed and run.verified
+    ]
 
 
 def _is_of_host(known: Provenance, provenance: Provenance) -> bool:
@@ -274,14 +279,15 @@ def _is_of_host(known: Provenance, provenance: Provenance) -> bool:
 def kept_apart(recorded: Recorded, sweep: Sweep, provenance: Provenance) -> str:
     """Say which runs of the same problem cannot be continued, and in what the newest differs; empty for none."""
     sizes = {configuration.n_items for configuration in sweep.configurations}
+    backends = {configuration.backend for configuration in sweep.configurations}
     known = {id: Provenance.from_fields(fields) for id, fields in recorded.provenance.items()}
-    others = [
-        unlike
-        for run in recorded.runs
-        if run.seed == sweep.seed and run.configuration.n_items in sizes
-        if (unlike := differences(known[run.provenance], provenance))
-        and not _is_of_host(known[run.provenance], provenance)
-    ]
+    others = []
+    for run in recorded.runs:
+        if run.seed == sweep.seed and run.configuration.n_items in sizes:
+            asked = {run.configuration.backend} & backends
+            before, now = known[run.provenance].of(*asked), provenance.of(*asked)
+            if not _is_of_host(before, now):
+                others.append(differences(before, now))
     if not others:
         return ""
     conditions = ", ".join(f"{name} {before!r} is now {now!r}" for name, before, now in others[-1])

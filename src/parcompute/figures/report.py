@@ -16,7 +16,7 @@ from pathlib import Path
 from parcompute.analysis import rules, tables
 from parcompute.analysis.studies import Study, studies
 from parcompute.figures import captions, pages, panels
-from parcompute.machine.provenance import differences, meanings
+from parcompute.machine.provenance import meanings
 from parcompute.record import record
 
 # Larger files are named and not held in the page.
@@ -157,11 +157,7 @@ def _conditions(study: Study) -> list[str]:
 
 
 def _unlike(found: Sequence[Study]) -> list[str]:
-    rows = {
-        (name, str(one), str(other))
-        for a, b in itertools.pairwise(found)
-        for name, one, other in differences(a.provenance, b.provenance)
-    }
+    rows = {(name, str(one), str(other)) for a, b in itertools.pairwise(found) for name, one, other in a.unlike(b)}
     if not rows:
         return []
     return [

@@ -41,8 +41,10 @@ def _varies(unknown: _T, meaning: str, **found: str) -> _T:
     return field(default=unknown, metadata={"condition": False, "meaning": meaning, **found})
 
 
-def _version_of(package: str) -> str:
-    return _condition("", f"version of {package}, empty where it is not installed", package=package)
+def _version_of(package: str, *, backend: str = "") -> str:
+    only = f"; concerns runs of the backend {backend} only" if backend else ""
+    meaning = f"version of {package}, empty where it is not installed{only}"
+    return _condition("", meaning, package=package, backend=backend)
 
 
 def _thread_variable(name: str) -> str:
@@ -121,9 +123,9 @@ class Provenance:
     threadpoolctl_version: str = _version_of("threadpoolctl")
     h5py_version: str = _version_of("h5py")
     numba_version: str = _version_of("numba")
-    dask_version: str = _version_of("dask")
-    distributed_version: str = _version_of("distributed")
-    mpi4py_version: str = _version_of("mpi4py")
+    dask_version: str = _version_of("dask", backend="dask")
+    distributed_version: str = _version_of("distributed", backend="dask")
+    mpi4py_version: str = _version_of("mpi4py", backend="mpi")
     blas_vendor: str = _condition("", "library that numpy calls for linear algebra")
     blas_version: str = _condition("", "its version")
     blas_architecture: str = _condition("", "the kind of CPU whose code it has chosen")
@@ -295,6 +297,28 @@ class Provenance:
         models = "" if alike else ", ".join(sorted(set(cpu_models)))
         return replace(self, node_hosts=", ".join(hosts), node_cpu_models=models)
 
+    def of(self, *backends: str) -> Provenance:
+        """Return the same as far as it concerns runs of `backends`: the versions of others' engines are unknown.
+
+        Examples
+        --------
+        >>> before, after = Provenance(mpi4py_version=""), Provenance(mpi4py_version="4.1.0")
+        >>> [before.of(backend) == after.of(backend) for backend in ("processes", "mpi")]
+        [True, False]
+        """
+        return self.with_engines(dict.fromkeys(backends, self))
+
+    def with_engines(self, of: Mapping[str, Provenance]) -> Provenance:
+        """Return the same with the versions of engines as others have them; what has no other is unknown.
+
+        Parameters
+        ----------
+        of : mapping of str to Provenance
+            By backend, whose engine it is.
+        """
+        unknown = Provenance()
+        return replace(self, **{name: getattr(of.get(backend, unknown), name) for name, backend in _OF_BACKEND.items()})
+
     def as_dict(self) -> dict[str, Value]:
         """Return all fields by name, in the order in which they are declared."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -313,6 +337,9 @@ class Provenance:
 
 CONDITIONS: tuple[str, ...] = tuple(f.name for f in fields(Provenance) if f.metadata["condition"])
 """Names of the fields in which runs have to agree."""
+
+# Fields that concern the runs of one backend only.
+_OF_BACKEND = {f.name: f.metadata["backend"] for f in fields(Provenance) if f.metadata.get("backend")}
 
 # Where these are unknown, the conditions have the digest that they had before there were these fields.
 _NEW = tuple(f.name for f in fields(Provenance) if f.metadata.get("new"))

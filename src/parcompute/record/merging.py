@@ -7,6 +7,7 @@ from pathlib import Path
 
 from parcompute.machine.provenance import Provenance
 from parcompute.record.record import Record, Recorded, RecordError, read
+from parcompute.values.rounds import conditions_of
 from parcompute.values.sweep import Configuration, Run
 
 
@@ -56,12 +57,12 @@ def merge(files: Sequence[Path], into: Path) -> list[str]:
 
 def incomplete(recorded: Recorded) -> list[str]:
     """Say which rounds of a sweep lack configurations that it has in other rounds."""
-    of_id = {id: Provenance.from_fields(fields) for id, fields in recorded.provenance.items()}
+    n_rounds = {id: Provenance.from_fields(fields).n_rounds for id, fields in recorded.provenance.items()}
     sweeps: dict[tuple[str, int], dict[int, set[Configuration]]] = {}
     wanted: dict[tuple[str, int], int] = {}
-    for run in recorded.runs:
-        sweep = of_id[run.provenance].conditions_id, run.seed
-        wanted[sweep] = max(wanted.get(sweep, 1), of_id[run.provenance].n_rounds)
+    for run, id in zip(recorded.runs, conditions_of(recorded.runs, recorded.provenance), strict=True):
+        sweep = id, run.seed
+        wanted[sweep] = max(wanted.get(sweep, 1), n_rounds[run.provenance])
         if run.verified:
             sweeps.setdefault(sweep, {}).setdefault(run.round, set()).add(run.configuration)
     told = []

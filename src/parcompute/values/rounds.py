@@ -15,12 +15,33 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from parcompute.machine.provenance import Value
+from parcompute.machine.provenance import Provenance, Value
 from parcompute.values.intervals import Interval, Summary, paired_ratio, ratio, summarise
 from parcompute.values.sweep import Run
 
 # As many pairs carry an interval of 95 %.
 ENOUGH = 6
+
+
+def conditions_of(runs: Iterable[Run], provenance: Mapping[str, Mapping[str, Value]]) -> list[str]:
+    """Return under which conditions each run was made: the id of those that it shares with runs of other backends.
+
+    The version of an engine concerns its own runs only. Where these are of several versions, those of the newest are
+    compared with the other backends, and those of each older one have conditions of their own.
+
+    Parameters
+    ----------
+    runs : iterable of Run
+        Runs of one file, in its order.
+    provenance : mapping of str to mapping
+        The conditions by id, as the file has them.
+    """
+    known = {id: Provenance.from_fields(fields) for id, fields in provenance.items()}
+    ways = [(run.provenance, run.configuration.backend) for run in runs]
+    own = {(id, backend): known[id].of(backend).conditions_id for id, backend in set(ways)}
+    shared = {id: known[id].of().conditions_id for id, _ in set(ways)}
+    newest = {(shared[id], backend): own[id, backend] for id, backend in ways}
+    return [shared[way[0]] if newest[shared[way[0]], way[1]] == own[way] else own[way] for way in ways]
 
 
 def sessions(provenance: Mapping[str, Mapping[str, Value]]) -> dict[str, str]:
