@@ -312,7 +312,6 @@ def test_a_worker_that_dies_in_the_kernel_costs_that_block_alone(how, kind, call
         return result
 
     with opened(schedule=kind) as executor:
-        executor.wait_until_ready()  # under "static" the others would do the share of one that comes late
         result = executor.map_blocks(kernel, X, block_items=4)
         assert pickle.dumps(result) == by_serial("map_blocks", tmp_path)
         assert calls.noted() == sorted([*range(30), 17])

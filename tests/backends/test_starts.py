@@ -7,6 +7,7 @@ import time
 import warnings
 
 import cloudpickle
+import numpy as np
 import pytest
 
 import parcompute as pc
@@ -82,6 +83,37 @@ def test_where_none_is_left_it_is_given_up(broken, verb):
             work(executor) if verb == "job" else executor.submit(abs, -1).result()
         broken.unlink()
         assert work(executor, 4)[0] == 4
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_under_static_a_worker_that_comes_late_finds_its_own_chunk(late, tmp_path, monkeypatch):
+    start_one, main, fifo = crew.Crew._start, worker.main, tmp_path / "go"
+    os.mkfifo(fifo)
+
+    def main_late(*fds, **more):
+        fifo.read_bytes()
+        main(*fds, **more)
+
+    def one_late(self, number):
+        with monkeypatch.context() as patch:
+            if number == late:
+                patch.setattr(worker, "main", main_late)
+            return start_one(self, number)
+
+    def kernel(block):
+        if block.index == (7 if late == 0 else 3):  # the last of the other's
+            fifo.write_bytes(b"")
+        return np.full(block.size, os.getpid())
+
+    monkeypatch.setattr(crew.Crew, "_start", one_late)
+    with pc.Executor(2, start_method="fork", schedule="static") as executor:
+        out = pc.SharedArray.empty(8, int)
+        pids = executor.map_blocks(kernel, n_items=8, block_items=1, out=out).tolist()
+        assert pids == np.repeat(executor.worker_pids, 4).tolist()
+        assert executor.timeline.chunks[["chunk", "worker", "attempt"]].tolist() in (
+            [(0, 0, 0), (1, 1, 0)],
+            [(1, 1, 0), (0, 0, 0)],
+        )
 
 
 def test_forked_workers_have_the_numeric_libraries_as_this_process_has_found_them():

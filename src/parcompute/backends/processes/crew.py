@@ -323,10 +323,14 @@ class Crew:
                 self.replace(member)
         self._fill()
 
+    def starting(self) -> list[Member]:
+        """Return the workers that are not ready yet."""
+        return [member for member in self.members if not member.ready and member.number not in self._vacant]
+
     def wait_until_ready(self) -> None:
         """Return when every worker is ready."""
         self.repair()
-        while not all(member.ready or member.number in self._vacant for member in self.members):
+        while self.starting():
             for member, message in self.events():
                 if message is None:
                     self.replace(member)

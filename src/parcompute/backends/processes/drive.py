@@ -184,7 +184,7 @@ class Drive:
             if self._no_more or self.board.is_full:
                 return False
             unfinished = self.board.unfinished()
-            if any(member.ready for member in self.crew.members):
+            if any(member.ready for member in self.crew.members) and not self._owner_starts():
                 self.rows.append(self.board.take_rows())
                 # A death blames the blocks of all threads of its process: by itself, each shows whether it was the one.
                 suspects = np.array([b for b in unfinished if b in self.deaths and self.threads > 1], np.int64)
@@ -207,6 +207,16 @@ class Drive:
                 if self.crew.members[member.number] is member:  # and not one that has died meanwhile
                     self._enlist(member)
         return True
+
+    def _owner_starts(self) -> bool:
+        """Whether chunks are those of a worker that is still starting, and none that this job has cost a predecessor."""
+        if self.pass_.is_claimed:
+            return False
+        died = {worker for worker, *_ in self.timed_deaths}
+        return any(
+            worker < self.pass_.n_chunks and worker not in died
+            for worker in (member.number * self.threads for member in self.crew.starting())
+        )
 
     def _heard(self, member: Member, message: tuple[Any, ...]) -> None:
         kind, *rest = message
