@@ -209,7 +209,7 @@ class Drive:
         return True
 
     def _owner_starts(self) -> bool:
-        """Whether chunks are those of a worker that is still starting, and none that this job has cost a predecessor."""
+        """Whether chunks are those of a worker that is still starting, and has no predecessor that died of them."""
         if self.pass_.is_claimed:
             return False
         died = {worker for worker, *_ in self.timed_deaths}
