@@ -33,7 +33,7 @@ def seen(*found, late=0.0, of_processes=0):
         cpu_s = busy * wall_s
         evidence.of_threads(n_threads).add(wall_s, cpu_s, round(100 * cpu_s), late_s=late / 1e3)
     if of_processes:
-        evidence.processes.add(wall_s=1.0, cpu_s=2.0, n_blocks=of_processes)
+        evidence.processes.add(wall_s=1.0, n_blocks=of_processes)
     return evidence
 
 
@@ -112,6 +112,81 @@ def test_what_processes_have_done_counts_more_than_what_they_should():
     assert choice(seen((2, 1.4, 1.0), of_processes=160)) == "processes"
     assert choice(seen((2, 1.4, 1.0), of_processes=130)) == "threads"
     assert choice(seen((2, 1.4, 1.0), of_processes=160), n_left=100, hand_over_s=0.2) == "threads"
+
+
+def test_threads_with_short_blocks_are_taken_to_be_as_fast_as_one():
+    evidence = Evidence()
+    evidence.of_threads(2).add(wall_s=1.0, cpu_s=1.9, n_blocks=100_000)
+    assert choice(evidence, n_left=100_000, hand_over_s=0.4) == "processes"
+    assert choice(evidence, n_left=100_000, hand_over_s=0.6) == "threads"
+
+
+def test_processes_are_tried_twice_where_a_job_is_short_and_then_the_fastest_counts():
+    evidence = seen((2, 1.4, 1.0))  # 140 blocks a second
+    evidence.threads.add(wall_s=1.0, n_blocks=150)
+    assert choice(evidence, n_left=10, hand_over_s=0.04) == "processes"
+    assert choice(evidence, n_left=10, hand_over_s=0.09) == "threads"  # it would take more than is risked
+    assert choice(evidence, n_left=100, hand_over_s=0.4) == "threads"  # it is not short
+    evidence.processes.add(wall_s=1.0, n_blocks=120)
+    assert choice(evidence, n_left=10) == "processes"
+    evidence.processes.add(wall_s=1.0, n_blocks=140)
+    assert choice(evidence, n_left=10) == "threads"
+    evidence.processes.add(wall_s=1.0, n_blocks=160)
+    assert choice(evidence, n_left=10) == "processes"
+    evidence.processes.add(wall_s=1.0, n_blocks=100)
+    assert choice(evidence, n_left=10) == "processes"
+
+
+def test_only_the_last_few_jobs_are_remembered():
+    jobs = probe.Jobs()
+    for n_blocks in (9, 1, 2, 3):
+        jobs.add(1.0, n_blocks)
+    assert (len(jobs), jobs.per_s) == (3, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("seen_s", "hand_over_s", "last_s", "next_s"),
+    [(0.002, 0.0, 0.002, 0.003), (0.004, 0.0, 0.004, 0.002), (0.004, 0.012, 0.004, 0.008), (0.02, 0.0, 0.004, 0.008),
+     (0.5, 0.0, 0.04, LONG_S)],
+)  # fmt: skip
+def test_the_next_look_is_as_soon_as_it_tells_something(seen_s, hand_over_s, last_s, next_s):
+    assert seen((2, 1.0, seen_s)).next_look_s(2, last_s, hand_over_s) == pytest.approx(next_s)
+
+
+def test_shared_arrays_are_handed_over_once_and_others_each_time(monkeypatch):
+    found = []
+
+    def verdict(self, n_workers, n_left, hand_over_s):
+        found.append(hand_over_s)
+        return Verdict("processes", "it was told so")
+
+    monkeypatch.setattr(Evidence, "verdict", verdict)
+    with pc.Executor(2, backend="auto") as executor:
+        for array in (pc.share(X), X):
+            for _ in range(2):
+                executor.reduce_blocks(np.sum, array, block_items=30)
+    assert [bool(hand_over_s) for hand_over_s in found] == [True, False, True, True]
+
+
+def test_a_job_without_all_workers_says_nothing_about_processes(monkeypatch):
+    monkeypatch.setattr(Evidence, "verdict", lambda self, *_: Verdict("processes", "it was told so"))
+    with pc.Executor(2, backend="auto") as executor:
+        run = executor._backend._processes.run
+
+        def late(job, called_ns):
+            found, troubles = run(job, called_ns)
+            found.workers["ready_ns"][1] = found.submitted_ns + 1
+            return found, troubles
+
+        monkeypatch.setattr(executor._backend._processes, "run", late)
+        executor.wait_until_ready()
+        executor.reduce_blocks(np.sum, X, block_items=30)
+        (evidence,) = executor._backend._known._known.values()
+        assert not evidence.processes
+        monkeypatch.undo()
+        monkeypatch.setattr(Evidence, "verdict", lambda self, *_: Verdict("processes", "it was told so"))
+        executor.reduce_blocks(np.sum, X, block_items=30)
+        assert len(evidence.processes) == 1
 
 
 def test_looks_come_in_time_while_a_thread_holds_the_lock():

@@ -65,7 +65,7 @@ class Auto(KeepsPlan):
     def run(self, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Compute every block once."""
         evidence = self._known.of(job)
-        n_blocks, hand_over_s = job.plan.n_blocks, _hand_over_s(job, self.n_workers)
+        n_blocks, hand_over_s = job.plan.n_blocks, self._hand_over_s(job)
         verdict = evidence.verdict(self.n_workers, n_blocks, hand_over_s) if _HAS_CLOCKS else _NO_CLOCKS
         if verdict is None:
             return self._find_out(evidence, job, called_ns)
@@ -77,9 +77,7 @@ class Auto(KeepsPlan):
             with contextlib.suppress(CannotTravel):  # nothing has run then, and threads can take it as it is
                 return self._run_processes(evidence, job, n_blocks if job.keeper is None else 0, called_ns)
         with self._threads.turn():
-            found = self._threads.finish(self._threads.walks(job), called_ns)
-            evidence.takes_turns = self._threads.takes_turns(job)
-        return found
+            return self._run_threads(evidence, self._threads.walks(job), called_ns)
 
     def _find_out(self, evidence: probe.Evidence, job: Job, called_ns: int) -> tuple[Timeline, tuple[Trouble, ...]]:
         with self._threads.turn():
@@ -88,7 +86,7 @@ class Auto(KeepsPlan):
                 verdict = self._watch(walks, evidence)
             self.why = f"on {verdict.backend}: {verdict.why}"
             if verdict.backend == "threads":
-                return self._threads.finish(walks, called_ns)
+                return self._run_threads(evidence, walks, called_ns)
             walks.leave()
             while not walks.over(job.look()):
                 pass
@@ -99,7 +97,7 @@ class Auto(KeepsPlan):
     def _watch(self, walks: Walks, evidence: probe.Evidence) -> probe.Verdict:
         """Have two threads compute, and soon all, until it is clear who does the rest."""
         clocks = probe.Clocks(self._threads.idents)
-        n_threads, step_s, hand_over_s = min(2, self.n_workers), probe.STEP_S, _hand_over_s(walks.job, self.n_workers)
+        n_threads, step_s, hand_over_s = min(2, self.n_workers), probe.STEP_S, self._hand_over_s(walks.job)
         while True:
             while len(walks) < n_threads:
                 walks.begin()
@@ -122,17 +120,39 @@ class Auto(KeepsPlan):
             if n_threads < self.n_workers and evidence.wants_more(n_threads):
                 n_threads, step_s = self.n_workers, probe.STEP_S
             else:
-                step_s = min(2 * step_s, probe.LONG_S)
+                step_s = evidence.next_look_s(n_threads, step_s, hand_over_s)
+
+    def _run_threads(
+        self, evidence: probe.Evidence, walks: Walks, called_ns: int
+    ) -> tuple[Timeline, tuple[Trouble, ...]]:
+        """Have the threads do a job to its end, and note how long that has taken."""
+        found, troubles = self._threads.finish(walks, called_ns)
+        evidence.takes_turns = self._threads.takes_turns(walks.job)
+        if walks.job.keeper is None and walks.board.is_full:
+            evidence.threads.add(_seconds(found), walks.job.plan.n_blocks)
+        return found, troubles
 
     def _run_processes(
         self, evidence: probe.Evidence, job: Job, n_blocks: int, called_ns: int
     ) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Have the processes do so many blocks of a job, and note how long that has taken; 0 is an unknown number."""
         found, troubles = self._processes.run(job, called_ns)
-        if n_blocks and len(rows := found.chunks):
-            wall_ns = rows["finished_ns"].max() - rows["started_ns"].min()
-            evidence.processes.add(wall_ns / 1e9, rows["cpu_ns"].sum() / 1e9, n_blocks)
+        # Of a worker that has only just started nothing can be told.
+        if n_blocks and not troubles and (found.workers["ready_ns"] <= found.submitted_ns).all():
+            evidence.processes.add(_seconds(found), n_blocks)
         return found, troubles
+
+    def _hand_over_s(self, job: Job) -> float:
+        """Return what it takes to bring inputs and outputs where processes reach them."""
+        arrays = [*job.inputs, *job.args, *job.kwargs.values(), *(job.outputs.arrays or ())]
+        return sum(self._brought_s(array) for array in arrays if isinstance(array, np.ndarray))
+
+    def _brought_s(self, array: npt.NDArray[Any]) -> float:
+        if shared.reference(array) is not None:
+            return 0.0 if self._processes.has_shown(array) else array.nbytes * _MAPPED_S / self.n_workers
+        if sources.file_reference(array) is not None:
+            return 0.0
+        return array.nbytes * (_KEPT_S if leases.is_kept(array.nbytes) else _FRESH_S)
 
     def _hand_over(
         self, walks: Walks, evidence: probe.Evidence, job: Job, called_ns: int
@@ -198,18 +218,9 @@ class _Continued:
         return float("inf") if self._keeper is None else self._keeper.look()
 
 
-def _hand_over_s(job: Job, n_workers: int) -> float:
-    """Return what it takes to bring inputs and outputs where processes reach them."""
-    arrays = [*job.inputs, *job.args, *job.kwargs.values(), *(job.outputs.arrays or ())]
-    return sum(_brought_s(array, n_workers) for array in arrays if isinstance(array, np.ndarray))
-
-
-def _brought_s(array: npt.NDArray[Any], n_workers: int) -> float:
-    if shared.reference(array) is not None:
-        return array.nbytes * _MAPPED_S / n_workers
-    if sources.file_reference(array) is not None:
-        return 0.0
-    return array.nbytes * (_KEPT_S if leases.is_kept(array.nbytes) else _FRESH_S)
+def _seconds(timeline: Timeline) -> float:
+    """Return from the begin of the first block to the end of the last."""
+    return float(timeline.chunks["finished_ns"].max() - timeline.chunks["started_ns"].min()) / 1e9
 
 
 def _move(job: Job, done: npt.NDArray[np.bool_], processes: Processes) -> None:

@@ -9,6 +9,7 @@ What cannot be told that way is whether processes do better, until some have don
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import sys
@@ -29,6 +30,10 @@ FREE_ABOVE = 0.75
 
 # Threads that are busy for less than this, all of them together, wait for something else than the lock.
 WAITS_BELOW = 0.3
+
+# Where threads wait for each other, processes are tried with so many jobs of less seconds: the first may be slow since
+# memory is mapped and code is loaded. Of the last few jobs the fastest counts, as nothing makes one faster.
+BRIEF_S, TRIED, _REMEMBERED = 0.1, 2, 3
 
 # Who looks wants the interpreter lock too. If others hold it, it asks for it after so long. By default that is 5 ms,
 # and as the lock may go to another one that asks, the look comes too late by tens of them.
@@ -157,6 +162,25 @@ class Work:
         return self.busy >= FREE_ABOVE * n_threads and not self.short
 
 
+class Jobs:
+    """How fast the last whole jobs were."""
+
+    def __init__(self) -> None:
+        self._per_s: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
+
+    def __len__(self) -> int:
+        return len(self._per_s)
+
+    def add(self, wall_s: float, n_blocks: int) -> None:
+        """Add one that took so long for so many blocks."""
+        self._per_s.append(n_blocks / max(wall_s, 1e-9))
+
+    @property
+    def per_s(self) -> float:
+        """Blocks a second of the fastest; 0 if there was none."""
+        return max(self._per_s, default=0.0)
+
+
 @dataclass(slots=True)
 class Evidence:
     """What is known of a kernel; it may come from several jobs.
@@ -172,7 +196,8 @@ class Evidence:
     'threads'
     """
 
-    processes: Work = field(default_factory=Work)  # of all of them together
+    threads: Jobs = field(default_factory=Jobs)
+    processes: Jobs = field(default_factory=Jobs)
     takes_turns: bool = False  # whole jobs have shown that one thread is as fast as all
     _threads: dict[int, Work] = field(default_factory=dict)
 
@@ -184,6 +209,12 @@ class Evidence:
         """Whether more threads than these should compute: they finish blocks soon, or do not take turns."""
         work = self.of_threads(n_threads)
         return work.n_blocks > 0 or (work.enough and (work.waits or work.lets_go(n_threads)))
+
+    def next_look_s(self, n_threads: int, last_s: float, hand_over_s: float) -> float:
+        """Return in how many seconds to look at so many threads again: twice as many, or as soon as it is enough."""
+        lacking_s = max(ENOUGH_S, hand_over_s) - self.of_threads(n_threads).wall_s
+        longer_s = min(2 * last_s, LONG_S)
+        return min(longer_s, max(lacking_s, STEP_S)) if lacking_s > 0 else longer_s
 
     def verdict(self, n_workers: int, n_left: int, hand_over_s: float) -> Verdict | None:
         """Choose, or return None to see more.
@@ -202,7 +233,7 @@ class Evidence:
         n = max((n for n, work in self._threads.items() if work.enough), default=0)
         if not n:
             return None
-        threads, processes = self._threads[n], self.processes
+        threads = self._threads[n]
         found = f"{n} threads keep {threads.busy:.2f} CPUs busy"
         if threads.lets_go(n) and not self.takes_turns:
             found += ": the kernel lets go of the interpreter lock"
@@ -213,11 +244,15 @@ class Evidence:
             return None
         if threads.waits:
             return Verdict("threads", f"{found}: the kernel waits")
-        # Threads that are as fast as one of them are busy with their fight for the lock.
-        per_s = threads.per_s * n_workers / (1 if self.takes_turns else threads.busy)
-        if processes.enough:
-            per_s = processes.per_s
-            found += f", and finish {threads.per_s:.3g} blocks a second, {n_workers} processes {per_s:.3g}"
-        if n_left / per_s + hand_over_s < n_left / threads.per_s:
+        per_s = self.threads.per_s or threads.per_s
+        # Threads that fight for the lock are busy, and together as fast as one of them.
+        by_processes = threads.per_s * n_workers / (1 if self.takes_turns or threads.short else threads.busy)
+        if self.processes:
+            by_processes = self.processes.per_s
+            found += f", and finish {per_s:.3g} blocks a second, {n_workers} processes {by_processes:.3g}"
+        alone_s, moved_s = n_left / per_s, n_left / by_processes + hand_over_s
+        if self.threads and len(self.processes) < TRIED and moved_s < min(2 * alone_s, BRIEF_S):
+            return Verdict("processes", f"{found}: to see how fast they are, since the job is short")
+        if moved_s < alone_s:
             return Verdict("processes", f"{found}: they wait for each other")
         return Verdict("threads", f"{found}, but to hand the arrays over to processes costs more than that")

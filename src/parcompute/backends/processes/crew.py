@@ -300,6 +300,10 @@ class Crew:
         """Note that a job shows the workers these arrays, whose mappings they keep for the next job."""
         self._shown.update(segment.inode for segment in pickling.segments_of(arrays))
 
+    def has_shown(self, array: Any) -> bool:
+        """Whether a job has shown the workers this array."""
+        return all(segment.inode in self._shown for segment in pickling.segments_of((array,)))
+
     def let_go(self) -> None:
         """Have the workers let go of arrays that are no more."""
         gone = segments.gone(self._shown)

@@ -56,6 +56,10 @@ class Processes(KeepsPlan):
         """Make an output in shared memory."""
         return shared_array(shape, dtype)
 
+    def has_shown(self, array: npt.NDArray[Any]) -> bool:
+        """Whether workers have had this shared array in a job, so that its pages are mapped there."""
+        return self._crew.has_shown(array)
+
     def reaches(self, array: npt.NDArray[Any]) -> bool:
         """Arrays in shared memory, and on files that are mapped for writing."""
         return sources.reachable(array) is not None
