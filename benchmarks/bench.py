@@ -138,13 +138,14 @@ def main(argv: list[str] | None = None) -> int:
     with recording.opened(asked.results, asked.seed) as record, Hosts(CONTENDERS) as hosts:
         for row in rows:
             answers = measure(row, hosts, asked.rounds, asked.seed, began + TOTAL_S, record)
-            reached[row.name] = all_reached(judge(row, answers))
+            if row.targets:
+                reached[row.name] = all_reached(judge(row, answers))
             print("\n".join(lines(row, answers)), end="\n\n", flush=True)
         for name, why in hosts.missing.items():
             print(f"left out: {name}, {why}")
     n_reached = sum(one is True for one in reached.values())
     short = ", ".join(name for name, one in reached.items() if one is not True)
-    print(f"{n_reached} of {len(reached)} rows reached" + (f"; not: {short}" if short else ""))
+    print(f"{n_reached} of {len(reached)} rows with a goal reached" + (f"; not: {short}" if short else ""))
     print(f"{time.monotonic() - began:.0f} s, order seed {asked.seed}, recorded in {record.path}")
     return 0
 
