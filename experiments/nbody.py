@@ -71,7 +71,7 @@ def published(pulls, n_bodies):
 
 
 @pc.experiment(
-    n_items={"quick": 1024, "default": 4096, "full": 2**16},
+    n_items={"quick": 1024, "default": 8192, "full": 2**16},
     truth=published,
     backends=("processes", "threads", "joblib"),
 )

@@ -1,6 +1,8 @@
 """The threads of numeric libraries: limited while a job runs, in every thread, and as before afterwards."""
 
+import os
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -99,3 +101,15 @@ def test_jobs_and_calls_keep_to_the_number(backend):
 def test_without_a_number_they_are_left_alone(backend):
     with pc.Executor(1 if backend == "serial" else 2, backend=backend, blas_threads=None) as executor:
         assert executor.reduce_blocks(found, n_items=4, block_items=1, combine=set.union) == found()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="the threads of a process are listed by Linux")
+@pytest.mark.parametrize("backend", ["processes", "pool"])
+def test_forked_workers_have_no_threads_that_look_for_work(backend):
+    with threadpoolctl.threadpool_limits(2), warnings.catch_warnings(action="ignore"):  # that this process has threads
+        np.ones((300, 300)) @ np.ones((300, 300))
+        with pc.Executor(1, backend=backend, start_method="fork", blas_threads=1) as executor:
+            there = executor.map_blocks(lambda block: [len(os.listdir("/proc/self/task"))], n_items=1)
+            assert there == [1]
+            product = executor.map_blocks(lambda x: x @ x, np.ones((1, 300, 300)), block_items=1)
+            assert np.array_equal(product[0], np.full((300, 300), 300.0))

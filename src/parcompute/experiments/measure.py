@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 
 from parcompute.executor.executor import Executor
+from parcompute.machine import blas
 from parcompute.machine.batch import deadline
 from parcompute.machine.quiet import Activity, Counters, disturbances
 from parcompute.memory.sources import is_masked
@@ -34,6 +34,9 @@ WARM_UP_SHARE = 1 / 64
 
 # Backends whose executors take a number of nodes; the others compute on this host.
 ON_NODES = ("mpi", "dask")
+
+# So many milliseconds a run waits for what the warm-up has ended: to give its memory back, a process runs for some.
+_LOOKS = 20
 
 
 class WrongResult(RuntimeError):
@@ -108,26 +111,29 @@ def measure(
     def conditions(nodes: Sequence[Any]) -> str:
         return of_nodes(nodes) if nodes and of_nodes is not None else provenance
 
-    for round_, configuration in _visits(sweep, runs):
-        _require_time(runs, configuration)
-        starting(round_, configuration)
-        run, check = _run(round_, configuration, sweep.seed, function, truth, conditions, cluster)
-        known = digests.setdefault((configuration.n_items, kind_of(run.provenance)), run.digest)
-        same = known == run.digest
-        if not same:
-            run = replace(run, verified=False)
-        if round_ >= 0 or not run.verified:
-            runs.append(run)
-            yield run
-            deadline.note_kept(1)
-        if not check.passes:
-            raise WrongResult(f"{configuration.name}: the result is {check}", run)
-        if not same:
-            raise WrongResult(
-                f"{configuration.name}: the result has other bits (sha256 {run.digest[:12]}…) than the runs "
-                f"before it ({known[:12]}…), with the same seed and size",
-                run,
-            )
+    # Set for all of them: after a fork OpenBLAS starts its threads anew each time that it is told of another number,
+    # and they look for work for a tenth of a second.
+    with blas.limited(min(c.blas_threads for c in sweep.configurations)):
+        for round_, configuration in _visits(sweep, runs):
+            _require_time(runs, configuration)
+            starting(round_, configuration)
+            run, check = _run(round_, configuration, sweep.seed, function, truth, conditions, cluster)
+            known = digests.setdefault((configuration.n_items, kind_of(run.provenance)), run.digest)
+            same = known == run.digest
+            if not same:
+                run = replace(run, verified=False)
+            if round_ >= 0 or not run.verified:
+                runs.append(run)
+                yield run
+                deadline.note_kept(1)
+            if not check.passes:
+                raise WrongResult(f"{configuration.name}: the result is {check}", run)
+            if not same:
+                raise WrongResult(
+                    f"{configuration.name}: the result has other bits (sha256 {run.digest[:12]}…) than the runs "
+                    f"before it ({known[:12]}…), with the same seed and size",
+                    run,
+                )
 
 
 def _require_time(runs: Sequence[Run], configuration: Configuration) -> None:
@@ -179,7 +185,7 @@ def _run(
     cluster: str | None,
 ) -> tuple[Run, Check]:
     asked = {"variant": configuration.variant} if configuration.variant else {}
-    with threadpoolctl.threadpool_limits(configuration.blas_threads), executor_for(configuration, cluster) as executor:
+    with blas.limited(configuration.blas_threads), executor_for(configuration, cluster) as executor:
         startup_s = executor.wait_until_ready()
         least = 2 * configuration.n_workers  # where an item is a call, each worker should have had one
         few = min(configuration.n_items, max(least, math.ceil(configuration.n_items * WARM_UP_SHARE)))
@@ -190,7 +196,7 @@ def _run(
         own, n_here = (os.getpid(), *here), len(here) if nodes else configuration.n_workers
         executor.jobs.clear()
         started_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
-        before = Activity.now(own=own)
+        before = Activity.now(own=own, looks=_LOOKS)
         started_ns = time.perf_counter_ns()
         result = function(executor, configuration.n_items, seed, **asked)
         wall_s = (time.perf_counter_ns() - started_ns) / 1e9

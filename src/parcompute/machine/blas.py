@@ -76,11 +76,29 @@ def find() -> None:
 
 
 def limit(n_threads: int | None) -> Any:
-    """Limit the libraries that are loaded, for good; return what threadpoolctl knows of them."""
+    """Limit the libraries that are loaded, for good, in a process that has just begun.
+
+    Returns
+    -------
+    object
+        What threadpoolctl knows of them.
+    """
     controller = _controller()
-    if n_threads is not None:
-        controller.limit(limits=n_threads)
+    for library in controller.lib_controllers if n_threads is not None else ():
+        if _give(library, n_threads) > n_threads == 1:
+            _end_threads(library)
     return controller.info()
+
+
+def _end_threads(library: Any) -> None:
+    """End the threads that OpenBLAS starts in a forked process when it is told how many there shall be, one included.
+
+    They look for work for a tenth of a second, each on a CPU that others want. This is what OpenBLAS itself calls
+    before a fork.
+    """
+    end = getattr(library.dynlib, "blas_thread_shutdown_", None) if library.internal_api == "openblas" else None
+    if end is not None:
+        end()
 
 
 class limited:  # noqa: N801 (a context manager; not by a generator, since a short job would notice)
