@@ -22,6 +22,7 @@ from parcompute.jobs.setup import Setup
 from parcompute.jobs.world import World
 from parcompute.values.blocks import Plan
 from parcompute.values.timeline import CHUNK_DTYPE, DEATH_DTYPE, WORKER_DTYPE, Timeline
+from parcompute.workers import start
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -42,6 +43,7 @@ _BACKENDS = {
     "dask": "parcompute.backends.dask:Dask",
     "mpi": "parcompute.backends.mpi:MPI",
 }
+_FORKS = ("processes", "auto")  # by workers.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +256,8 @@ def create(name: str, options: Options) -> Backend:
         If there is no backend of that name; the message lists those there are.
     """
     if name in _BACKENDS:
+        if name in _FORKS and options.start_method == "forkserver":
+            start.begin_server()  # which loads its modules while this process loads those of the backend
         module, _, attribute = _BACKENDS[name].partition(":")
         factory = getattr(importlib.import_module(module), attribute)
     elif known(name):

@@ -84,9 +84,10 @@ def limit(n_threads: int | None) -> Any:
         What threadpoolctl knows of them.
     """
     controller = _controller()
-    for library in controller.lib_controllers if n_threads is not None else ():
-        if _give(library, n_threads) > n_threads == 1:
-            _end_threads(library)
+    if n_threads is not None:
+        for library in controller.lib_controllers:
+            if _give(library, n_threads) > n_threads == 1:
+                _end_threads(library)
     return controller.info()
 
 

@@ -26,6 +26,15 @@ class Handed:
     packed: Packed
     n_fds: int
 
+    def receive_fds(self, channel: Channel) -> None:
+        """Take the descriptors that come behind it, for when the setup is opened."""
+        global _received
+        if self.n_fds:
+            with socket.socket(fileno=os.dup(channel.fileno())) as end:
+                _received = socket.recv_fds(end, 1, self.n_fds)[1]
+            for fd in _received:
+                os.set_inheritable(fd, False)
+
 
 class Handover:
     """A setup on its way to each worker that is started, until it is closed."""
@@ -63,16 +72,6 @@ class Handover:
 
 
 _received: Sequence[int] = ()
-
-
-def receive_fds(channel: Channel, handed: Handed) -> None:
-    """Take the descriptors that come behind a setup, for when it is opened."""
-    global _received
-    if handed.n_fds:
-        with socket.socket(fileno=os.dup(channel.fileno())) as end:
-            _received = socket.recv_fds(end, 1, handed.n_fds)[1]
-        for fd in _received:
-            os.set_inheritable(fd, False)
 
 
 @dataclass(frozen=True)

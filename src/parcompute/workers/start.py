@@ -4,12 +4,10 @@
     this process spawn ──── new interpreter ───────► worker
                  forkserver ── new interpreter, kept ─ fork ──► worker     numpy is loaded already
 
-The standard library's three methods under their own names, started without `multiprocessing` for three
-reasons: the user's main module is not run again in the worker (kernels travel by value, so a script needs
-no ``if __name__ == "__main__"``), the environment is the one of now, and a worker cannot outlive its parent.
-
-That is the lifeline: a pipe whose write end only this process holds. Each worker asks the kernel to send
-it SIGKILL when the pipe hangs up, which works while C code holds the interpreter and needs no thread.
+The standard library's three methods under their own names, started without `multiprocessing`: the user's main module is
+not run again in the worker, the environment is the one of now, and a worker cannot outlive its parent. That is the
+lifeline: a pipe whose write end only this process holds. Each worker asks the kernel to send it SIGKILL when the pipe
+hangs up, which works while C code holds the interpreter and needs no thread.
 """
 
 from __future__ import annotations
@@ -35,9 +33,9 @@ from parcompute.workers import exits, lifeline, surroundings
 
 METHODS = ("fork", "forkserver", "spawn")
 
-# Loaded once in the server, so that each of its workers starts in milliseconds.
+# Loaded once in the server, so that each of its workers starts in milliseconds. When it has been idle for so many
+# seconds, also what takes half as long again and not every kernel uses.
 _PRELOAD = ("numpy", "cloudpickle", "threadpoolctl", "parcompute.workers.worker")
-# And, when it has been idle for so many seconds, what takes half as long again and not every kernel uses.
 _LOADED_IDLE, _IDLE_S = "numpy.random", 0.2
 
 
@@ -193,8 +191,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 def undisturbed() -> Iterator[None]:
     """Start processes one at a time, and with Ctrl-C held back.
 
-    A process that was forked by another thread meanwhile would inherit the channel that is made for this one, and
-    keep it open when this one has died.
+    One that another thread forks meanwhile would inherit the channel for this one, and keep it open when it has died.
     """
     with _starting, signals.held():
         yield
@@ -300,19 +297,22 @@ class _Server:
         _wait(self._pid)
 
 
-def _fork_by_server(target: Callable[..., None], fds: Sequence[int]) -> Child:
-    """Ask the one server of this process; start it first, or again if something has killed it."""
+def begin_server() -> _Server:
+    """Start the server of "forkserver", if it does not run: it loads its modules while the caller goes on."""
     global _server
+    with undisturbed(), _server_lock:
+        _server = _server or _Server()
+        return _server
+
+
+def _fork_by_server(target: Callable[..., None], fds: Sequence[int]) -> Child:
+    """Ask the one server of this process; start it first, or again if something has killed it, twice at most."""
     with _server_lock:
-        for is_last in (False, False, True):
-            _server = _server or _Server()
-            try:
-                return _server.fork(target, fds)
-            except ConnectionError:
-                stop_server()
-                if is_last:
-                    raise
-    raise AssertionError
+        for _ in range(2):
+            with contextlib.suppress(ConnectionError):
+                return begin_server().fork(target, fds)
+            stop_server()
+        return begin_server().fork(target, fds)
 
 
 # --- in the server -----------------------------------------------------------------------------------------
@@ -353,11 +353,9 @@ def _serve(preload: str, fds: list[int]) -> None:
             _main(asked["target"], passed)
         for fd in passed:
             os.close(fd)
-        pidfd = _pidfd(pid) if pid > 0 else -1
-        if pidfd < 0:
-            _answer(end, asked, pid)
-        else:
-            _answer(end, asked, pid, [pidfd])
+        pidfd = _pidfd(pid)
+        _answer(end, asked, pid, [pidfd] if pidfd >= 0 else ())
+        if pidfd >= 0:
             os.close(pidfd)
         answered = True
 

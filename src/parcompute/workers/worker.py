@@ -12,25 +12,26 @@ import gc
 import os
 import sys
 import time
-from dataclasses import dataclass
 from multiprocessing import process
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from parcompute.jobs import pickling, variables, world
 from parcompute.jobs.job import Failure
 from parcompute.jobs.schedule import FileClaims, FileTokens
 from parcompute.jobs.setup import Setup
 from parcompute.machine import blas, malloc
-from parcompute.workers import exits, handover, start
+from parcompute.workers import exits, start
 from parcompute.workers.channel import Channel
 from parcompute.workers.desk import Desk, keep_to
+
+if TYPE_CHECKING:
+    from parcompute.workers.handover import Handed
 
 # What the calls of one map have in common is forgotten by a worker that has had none for so many seconds.
 _AGAIN_S = 0.1
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """How a worker process must find its world: the first message it gets."""
 
     worker: int  # the number of its first thread
@@ -42,7 +43,7 @@ class Settings:
     path: list[str]
     argv: list[str]
     cpus: frozenset[int] | None  # None leaves the mask alone
-    setup: handover.Handed | None  # None is inherited, or nothing to do
+    setup: Handed | None  # None is inherited, or nothing to do
     world: bytes  # what holds for jobs that tell of nothing else
 
 
@@ -76,7 +77,7 @@ def main(
     with contextlib.suppress(EOFError, ConnectionError):
         settings: Settings = channel.recv()
         if settings.setup is not None:
-            handover.receive_fds(channel, settings.setup)
+            settings.setup.receive_fds(channel)
         libraries = _settle(settings)
         try:
             setup = settings.setup.packed.opened() if settings.setup else inherited or Setup()

@@ -15,17 +15,20 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import process
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parcompute.backends.base import Options, WorkerLost
 from parcompute.backends.processes.output import Output
 from parcompute.jobs import modules, pickling, world
 from parcompute.jobs.job import Failure
 from parcompute.jobs.schedule import FileClaims, FileTokens
-from parcompute.machine import blas, cgroups, signals, topology
+from parcompute.machine import blas, cgroups, signals
 from parcompute.memory import segments
-from parcompute.workers import handover, start, surroundings, worker
+from parcompute.workers import start, surroundings, worker
 from parcompute.workers.channel import Channel
+
+if TYPE_CHECKING:
+    from parcompute.workers.handover import Handover
 
 # How long a worker that was asked to leave may take before it is killed.
 LEAVE_S = 1.0
@@ -80,11 +83,13 @@ class Crew:
         self._oom_kills = cgroups.oom_kills()
         self.failure: Failure | None = None  # of an initializer
         self._closing = False
-        self._handover: handover.Handover | None = None
+        self._handover: Handover | None = None
         modules.notice()
         try:
             if options.setup and options.start_method != "fork":
-                self._handover = handover.Handover(options.setup)
+                from parcompute.workers.handover import Handover
+
+                self._handover = Handover(options.setup)
             self._fill()
         except BaseException:  # Ctrl-C too must not leave half a crew
             self.kill()
@@ -145,6 +150,8 @@ class Crew:
         allowed = frozenset(os.sched_getaffinity(0))
         if not self.options.pin:
             return allowed
+        from parcompute.machine import topology  # 2 ms, that most programs need not pay
+
         cores = topology.Topology.read(sorted(allowed)).cores
         threads = self.options.threads_per_worker
         own = [cores[i % len(cores)] for i in range(number * threads, (number + 1) * threads)]

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 # What was found in a variable: CPUs or None, and how that was read.
 Found = tuple[int | None, str]
@@ -116,7 +115,8 @@ def _of_lsf(environ: Mapping[str, str], host: str) -> Iterator[Found]:
 def _of_grid_engine(environ: Mapping[str, str], host: str) -> Iterator[Found]:
     # NSLOTS counts the slots of all hosts; the file has a line per host: name, slots, queue, processors.
     try:
-        lines = [line.split() for line in Path(environ.get("PE_HOSTFILE", "")).read_text("utf-8").splitlines()]
+        with open(environ.get("PE_HOSTFILE", ""), encoding="utf-8") as file:  # workers would load pathlib for no more
+            lines = [line.split() for line in file]
     except (OSError, UnicodeDecodeError):
         lines = []
     for words in lines:
