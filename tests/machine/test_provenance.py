@@ -74,6 +74,20 @@ def test_what_is_collected_is_true_here(collected):
     assert (collected.seed, collected.omp_num_threads, collected.slurm_job_id) == (7, "1", "42")
 
 
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["/usr/bin/python3", "experiments/pi.py", "--seed", "a b"], "python3 experiments/pi.py --seed 'a b'"),
+        (["/usr/bin/python3", "/there/.venv/bin/parcompute", "run", "pi.py"], "parcompute run pi.py"),
+        (["/usr/bin/python3", "-m", "parcompute", "run", "pi.py"], "python3 -m parcompute run pi.py"),
+        (["python3"], "python3"),
+    ],
+)
+def test_the_command_is_what_a_user_would_type(argv, told, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", argv)
+    assert Provenance.collect().command_line == told
+
+
 def test_types_are_those_that_were_declared(collected):
     for f in FIELDS:
         assert type(getattr(collected, f.name)) is type(f.default), f.name

@@ -260,7 +260,7 @@ class Provenance:
                 "start_method": start_method,
                 "chunk_plan": chunk_plan,
                 "seed": seed,
-                "command_line": shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
+                "command_line": _command_line(sys.orig_argv),
                 "collected_utc": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "clock": f"time.perf_counter_ns: {clock.implementation}",
                 "clock_source": procfs.text(Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")),
@@ -388,6 +388,12 @@ def _numpy_blas(libraries: tuple[Blas, ...]) -> Blas:
     found = [library for library in libraries if library.kind == "blas"]
     found.sort(key=lambda library: "numpy" not in Path(library.path).parent.name)
     return (found or [Blas("blas", "", "", "", -1, "")])[0]
+
+
+def _command_line(argv: Sequence[str]) -> str:
+    """Return what a user would type: where Python and the command `parcompute` lie is of no use elsewhere."""
+    command = [*argv[1:]] if len(argv) > 1 and Path(argv[1]).name == "parcompute" else [*argv]
+    return shlex.join([Path(command[0]).name, *command[1:]])
 
 
 def _caches(machine: Machine) -> str:
