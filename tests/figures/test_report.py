@@ -66,7 +66,7 @@ def test_every_figure_table_and_rule_is_there(page):
     assert page.count(">met<") + page.count(">not met<") == 12
     assert page.count('<p class="verdict">') == len(study.curves)
     assert study.provenance.cpu_model in page
-    assert "1.80× (95 % 1.57–1.99, within 10 rounds)" in page
+    assert "1.94× (95 % 1.74–1.98, within 15 rounds)" in page
 
 
 def test_the_data_can_be_taken_out_of_the_page(page):

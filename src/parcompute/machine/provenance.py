@@ -309,13 +309,7 @@ class Provenance:
         return self.with_engines(dict.fromkeys(backends, self))
 
     def with_engines(self, of: Mapping[str, Provenance]) -> Provenance:
-        """Return the same with the versions of engines as others have them; what has no other is unknown.
-
-        Parameters
-        ----------
-        of : mapping of str to Provenance
-            By backend, whose engine it is.
-        """
+        """Return the same with the versions of engines as those of each backend have them; others are unknown."""
         unknown = Provenance()
         return replace(self, **{name: getattr(of.get(backend, unknown), name) for name, backend in _OF_BACKEND.items()})
 
@@ -390,10 +384,10 @@ def _numpy_blas(libraries: tuple[Blas, ...]) -> Blas:
     return (found or [Blas("blas", "", "", "", -1, "")])[0]
 
 
-def _command_line(argv: Sequence[str]) -> str:
+def _command_line(argv: list[str]) -> str:
     """Return what a user would type: where Python and the command `parcompute` lie is of no use elsewhere."""
-    command = [*argv[1:]] if len(argv) > 1 and Path(argv[1]).name == "parcompute" else [*argv]
-    return shlex.join([Path(command[0]).name, *command[1:]])
+    command, *arguments = argv[1:] if [Path(word).name for word in argv[1:2]] == ["parcompute"] else argv
+    return shlex.join([Path(command).name, *arguments])
 
 
 def _caches(machine: Machine) -> str:
