@@ -15,6 +15,7 @@ from parcompute.backends.processes.drive import Drive
 from parcompute.backends.threads import _Pace
 from parcompute.jobs.job import Job
 from parcompute.jobs.partials import Partials
+from parcompute.values.timeline import CHUNK_DTYPE
 
 X = pc.share(np.arange(8.0))
 HANGS_S = 60
@@ -84,6 +85,40 @@ def test_a_plan_says_that_one_thread_computes(monkeypatch):
         assert set(executor.timeline.chunks["worker"]) == {0}
 
 
+def rows_of(cpu_ns, makespan_ns):
+    rows = np.zeros(1, CHUNK_DTYPE)
+    rows["cpu_ns"], rows["stored_ns"] = cpu_ns, makespan_ns
+    return rows
+
+
+def test_a_brief_job_says_nothing_about_the_speed_of_one_thread():
+    pace = _Pace()
+    pace.learn(rows_of(100_000, 100_000), 1, 300_000, alone=False)
+    pace.learn(rows_of(100_000, 100_000), 1, 200_000, alone=True)
+    assert pace.alone
+    for _ in range(9):  # blocks of 240 µs, on two CPUs
+        pace.learn(rows_of(32 * 240_000, 4_000_000), 32, 4_000_000, alone=False)
+        assert not pace.alone
+
+
+def test_long_blocks_are_never_one_threads_however_slow_a_first_job_was():
+    pace = _Pace()
+    pace.learn(rows_of(32 * 240_000, 16_000_000), 32, 16_000_000, alone=False)
+    pace.learn(rows_of(32 * 240_000, 8_000_000), 32, 8_000_000, alone=True)
+    assert not pace.alone
+
+
+def test_all_threads_are_tried_again_now_and_then():
+    pace, tried, alone = _Pace(), [], False
+    for job in range(100):
+        tried += [] if alone else [job]
+        pace.learn(rows_of(100 * 20_000, 2_000_000), 100, 2_000_000 + 500_000 * (not alone), alone=alone)
+        alone = pace.alone
+    assert tried == [0, 3, 12, 45]
+    pace.learn(rows_of(100 * 20_000, 1_000_000), 100, 1_000_000, alone=False)
+    assert (pace.alone, pace.patience) == (False, 2), "all are faster now"
+
+
 @pytest.mark.parametrize(
     ("cpu_ns", "makespan_ns", "alone"),
     [
@@ -94,11 +129,7 @@ def test_a_plan_says_that_one_thread_computes(monkeypatch):
     ],
 )
 def test_one_thread_is_tried_where_blocks_are_short_and_threads_compute(cpu_ns, makespan_ns, alone):
-    with pc.Executor(backend="serial") as executor:
-        total(executor)
-        rows = executor.timeline.chunks[:1].copy()
-    rows["cpu_ns"], rows["started_ns"], rows["stored_ns"] = cpu_ns, 0, makespan_ns
-    pace = _Pace()
+    rows, pace = rows_of(cpu_ns, makespan_ns), _Pace()
     pace.learn(rows, 100, makespan_ns, alone=False)
     assert pace.alone == alone
     if alone:

@@ -33,6 +33,10 @@ _COMPUTING = 0.6
 # For so long one thread is watched that is expected to do best alone; and it must be so fast compared with all of them.
 _ALONE_S, _AS_FAST = 0.001, 0.9
 
+# After so many jobs all threads are tried again, then after four times as many each time: what they did before may have
+# been slow since they had just been woken, or were on one CPU.
+_PATIENCE = 2
+
 
 @dataclass(slots=True)
 class _Pace:
@@ -44,24 +48,39 @@ class _Pace:
         Blocks a second; the key is whether one thread was alone.
     alone : bool
         Whether one thread shall begin alone next time.
+    n_alone, patience : int
+        How many jobs in a row one thread has done, and after how many all are tried again.
     """
 
     per_s: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
     alone: bool = False
     brief: bool = False
     block_ns: float = 0.0
+    n_alone: int = 0
+    patience: int = _PATIENCE
 
     def learn(self, rows: npt.NDArray[np.void], n_blocks: int, makespan_ns: int, alone: bool) -> None:
         """Take note of a job."""
-        self.per_s[alone] = n_blocks / (makespan_ns / 1e9)
         if is_brief(rows):
             self.brief = self.alone = True
             return
+        self.per_s[alone] = n_blocks / (makespan_ns / 1e9)
         cpu_ns = int(rows["cpu_ns"].sum())
         self.brief, self.block_ns = False, cpu_ns / n_blocks
-        worth_a_try = self.block_ns < SHORT_NS and cpu_ns > _COMPUTING * makespan_ns
-        faster = self.per_s[True] > _AS_FAST * self.per_s[False]
-        self.alone = faster if self.per_s[True] else worth_a_try
+        if self.per_s[True]:
+            self.alone = self.is_enough
+        else:
+            self.alone = self.block_ns < SHORT_NS and cpu_ns > _COMPUTING * makespan_ns
+        self.n_alone = self.n_alone + 1 if alone else 0
+        if not self.alone:
+            self.patience = _PATIENCE
+        elif self.n_alone == self.patience:
+            self.alone, self.patience = False, 4 * self.patience
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether one thread alone has been as fast as all of them, with blocks so short that it is for the lock."""
+        return self.block_ns < SHORT_NS and self.per_s[True] > _AS_FAST * self.per_s[False]
 
     def why(self, n_threads: int) -> str:
         """Say why one thread computes."""
@@ -177,7 +196,7 @@ class Threads(KeepsPlan, StoresHere):
     def takes_turns(self, job: Job) -> bool:
         """Tell whether one thread is as fast as all of them, as far as jobs like this one have shown."""
         pace = self._paces.of(job)
-        return pace.alone and not pace.brief and pace.per_s[True] > 0
+        return pace.is_enough and not pace.brief
 
     def submit(self, call: Call) -> None:
         """Call in one of the threads."""

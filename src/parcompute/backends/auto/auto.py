@@ -137,8 +137,9 @@ class Auto(KeepsPlan):
     ) -> tuple[Timeline, tuple[Trouble, ...]]:
         """Have the processes do so many blocks of a job, and note how long that has taken; 0 is an unknown number."""
         found, troubles = self._processes.run(job, called_ns)
-        # Of a worker that has only just started nothing can be told.
-        if n_blocks and not troubles and (found.workers["ready_ns"] <= found.submitted_ns).all():
+        # Nothing can be told of a worker that has only just started, nor of a job that ended before its first block.
+        whole = n_blocks and not troubles and len(found.chunks)
+        if whole and (found.workers["ready_ns"] <= found.submitted_ns).all():
             evidence.processes.add(_seconds(found), n_blocks)
         return found, troubles
 
