@@ -238,9 +238,9 @@ def test_workers_of_nodes_on_this_host_are_none_of_others(asked, monkeypatch, tm
     noted = []
     now = quiet.Activity.now
 
-    def noting(own=None, **how):
+    def noting(own=None):
         noted.extend([own] if own else [])
-        return now(own=own, **how)
+        return now(own=own)
 
     monkeypatch.setattr(measure.Activity, "now", noting)
     counted = []

@@ -35,9 +35,6 @@ WARM_UP_SHARE = 1 / 64
 # Backends whose executors take a number of nodes; the others compute on this host.
 ON_NODES = ("mpi", "dask")
 
-# So many milliseconds a run waits for what the warm-up has ended: to give its memory back, a process runs for some.
-_LOOKS = 20
-
 
 class WrongResult(RuntimeError):
     """A run's result is not true, or not the same bits as the others'.
@@ -196,7 +193,7 @@ def _run(
         own, n_here = (os.getpid(), *here), len(here) if nodes else configuration.n_workers
         executor.jobs.clear()
         started_utc = datetime.now(UTC).isoformat(timespec="milliseconds")
-        before = Activity.now(own=own, looks=_LOOKS)
+        before = Activity.now(own=own)
         started_ns = time.perf_counter_ns()
         result = function(executor, configuration.n_items, seed, **asked)
         wall_s = (time.perf_counter_ns() - started_ns) / 1e9

@@ -308,10 +308,10 @@ class Provenance:
         """
         return self.with_engines(dict.fromkeys(backends, self))
 
-    def with_engines(self, of: Mapping[str, Provenance]) -> Provenance:
-        """Return the same with the versions of engines as those of each backend have them; others are unknown."""
-        unknown = Provenance()
-        return replace(self, **{name: getattr(of.get(backend, unknown), name) for name, backend in _OF_BACKEND.items()})
+    def with_engines(self, each: Mapping[str, Provenance]) -> Provenance:
+        """Return the same with the versions of engines as `each` has them by backend; others are unknown."""
+        none = Provenance()
+        return replace(self, **{name: getattr(each.get(backend, none), name) for name, backend in _OF_BACKEND.items()})
 
     def as_dict(self) -> dict[str, Value]:
         """Return all fields by name, in the order in which they are declared."""
